@@ -1,0 +1,24 @@
+"""Experiments: one module each, with a `Config` of all its settings and a `run(config, workdir)` function."""
+
+from importlib import import_module
+from types import ModuleType
+
+from updcomp.wire.errors import Error
+
+EXPERIMENTS = {
+    "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in two minutes",
+    "compare": "the same comparison on any dataset, model and shift",
+    "bench_train": "training speed with recording and masking, as ratios to PyTorch",
+    "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",
+}
+
+
+def by_name(name: str) -> ModuleType:
+    """The experiment's module.
+
+    Raises:
+      Error: there is no such experiment; lists the names.
+    """
+    if name not in EXPERIMENTS:
+        raise Error(f"--experiment: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
+    return import_module(f"experiments.{name}")

@@ -1,0 +1,152 @@
+"""Every method at several settings on one change of the world: bytes against accuracy.
+
+Each update is a file, applied by a device in a process of its own; accuracy is measured on what that process wrote.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from experiments import report, worlds
+from experiments.results import Results, Row
+from updcomp import protocol
+from updcomp.methods import METHODS, Method
+from updcomp.trees import PyTree
+from updcomp.training import data, models
+from updcomp.training.evaluation import make_accuracy
+from updcomp.wire.errors import Error
+
+Setting = dict[str, Any]
+
+SETTINGS: dict[str, list[Setting]] = {
+    "full": [{"bits": None}, {"bits": 8}, {"bits": 4}, {"bits": 3}, {"bits": 2}],
+    "partial": [{"ratio": ratio, "bits": 4, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
+    "low_rank": [{"rank": rank, "bits": 4, "aux": 4} for rank in (1, 2, 4, 8)],
+    "subspace": [{"rank": rank} for rank in (4, 8, 16, 32)],
+    "random_mask": [{"ratio": ratio, "bits": 3, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
+}
+REFERENCE = ("full", "bits=None")  # the update that every other one is measured against
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is compared."""
+
+    dataset: str = "mnist"
+    data_dir: str | None = None
+    shift: str = "rotation"
+    pretrain_samples: int = 20_000
+    samples: int = 5_000
+    validation_samples: int = 1_000
+    model: str = "mlp"
+    learning_rate: float = 1e-3
+    pretrain_epochs: int = 10
+    epochs: int = 20
+    batch_size: int = 128
+    devices: int = 1
+    methods: tuple[str, ...] = tuple(SETTINGS)
+    seeds: int = 3
+
+
+def describe(setting: Setting) -> str:
+    """A setting as it stands in tables and rows.
+
+    >>> describe({"rank": 4, "bits": 8})
+    'rank=4 bits=8'
+    """
+    return " ".join(f"{name}={value}" for name, value in setting.items())
+
+
+def run(config: Config, workdir: Path, *, experiment: str = "compare", settings: dict[str, list[Setting]] = SETTINGS) -> list[Row]:
+    """Trains, sends, applies and measures every update; what is in `results.jsonl` already is not done again.
+
+    Args:
+      config: what is compared.
+      workdir: where everything goes.
+      experiment: its name, for the rows.
+      settings: method -> the settings to try.
+
+    Returns:
+      All rows, the raw full update first.
+
+    Raises:
+      Error: a flag or the folder does not fit.
+    """
+    if unknown := sorted(set(config.methods) - set(METHODS)):
+        raise Error(f"--methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
+    source = data.load(config.dataset, data_dir=config.data_dir)
+    bench = _Bench(config, workdir, experiment, source)
+    cells = [(name, setting) for name in config.methods for setting in settings[name]]
+    # The reference comes first: every other row quotes its accuracy.
+    cells.sort(key=lambda cell: (cell[0], describe(cell[1])) != REFERENCE)
+    if (cells[0][0], describe(cells[0][1])) != REFERENCE:
+        cells.insert(0, ("full", {"bits": None}))
+    with tqdm(total=config.seeds * len(cells), unit="update", dynamic_ncols=True) as progress:
+        built = [(name, describe(setting), METHODS[name](**setting)) for name, setting in cells]
+        for seed in range(config.seeds):
+            bench.start(seed)
+            for name, setting, method in built:
+                progress.set_description(f"seed {seed} {name} {setting}")
+                bench.measure(name, setting, method)
+                progress.update()
+    command = f"python run.py --experiment={experiment}"
+    title = f"{config.dataset}, {config.model}, {config.shift}: accuracy against update size"
+    print(report.write(workdir, bench.results.rows, command=command, title=title))
+    print(f"\nReport, plot, rows and update files: {workdir}")
+    return bench.results.rows
+
+
+class _Bench:
+    """The world, the deployed model and the results of the seed at hand."""
+
+    def __init__(self, config: Config, workdir: Path, experiment: str, source: data.Source) -> None:
+        self.config, self.workdir, self.experiment, self.source = config, workdir, experiment, source
+        self.model = models.by_name(config.model, num_classes=source.num_classes)
+        self.results = Results(workdir, config)
+        self.accuracy = make_accuracy(self.model.apply)
+
+    def start(self, seed: int) -> None:
+        """Makes the seed's world and deploys its model."""
+        self.seed = seed
+        self.trainings = self.workdir / "checkpoints" / "trainings"
+        self.world = worlds.make(self.config, self.source, self.model, seed, self.trainings)
+        checkpoint = self.workdir / "checkpoints" / f"deployed-{seed}"
+        self.deployed: PyTree = worlds.deployed_model(self.config, self.world, self.model, seed, checkpoint.absolute())
+        self.deployed_accuracy = self.accuracy(self.deployed, self.world.test)
+        (self.workdir / "device").mkdir(exist_ok=True)
+        (self.workdir / "updates").mkdir(exist_ok=True)
+        self.device = self.workdir / "device" / f"deployed-{seed}.safetensors"
+        protocol.save(self.deployed, self.device)
+
+    def measure(self, name: str, setting: str, method: Method) -> None:
+        """One row: trains, sends, applies and evaluates, unless it is there already."""
+        if self.results.find(name, setting, self.seed):
+            return
+        update = self.workdir / "updates" / f"{name}-{setting.replace(' ', '-')}-seed{self.seed}.upd"
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)
+        done = protocol.run_round(key, method, self.deployed, self.world.task, model=self.device, update=update)
+        accuracy = self.accuracy(done.variables, self.world.test)
+        reference = self.results.find(*REFERENCE, self.seed)
+        config = self.config
+        row = Row(
+            experiment=self.experiment,
+            dataset=config.dataset,
+            model=config.model,
+            method=name,
+            setting=setting,
+            seed=self.seed,
+            round=0,
+            update_bytes=done.update_bytes,
+            accuracy=accuracy,
+            full_update_accuracy=reference.accuracy if reference else accuracy,
+            deployed_accuracy=self.deployed_accuracy,
+            train_seconds=done.train_seconds,
+            encode_seconds=done.encode_seconds,
+            apply_seconds=done.apply_seconds,
+        )
+        self.results.append(row)
+        shutil.rmtree(self.trainings, ignore_errors=True)

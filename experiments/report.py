@@ -1,0 +1,148 @@
+"""What people read of results: the table by bytes, the one sentence, the plot."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.results import Row
+from updcomp.edge import files
+
+KEPT = 0.9  # the share of the full update's gain that the conclusion asks for
+
+
+class Summary(NamedTuple):
+    """One method at one setting, over seeds."""
+
+    method: str
+    setting: str
+    update_bytes: float  # mean file size
+    accuracy: float  # mean
+    spread: float  # standard deviation of the accuracy over seeds
+    kept: float  # mean share of the full update's gain over the deployed model
+    train_seconds: float  # mean
+    seeds: int
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """One summary per method and setting, smallest update first."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.method, row.setting].append(row)
+    return sorted((_summary(group) for group in groups.values()), key=lambda summary: summary.update_bytes)
+
+
+def _summary(rows: list[Row]) -> Summary:
+    accuracies = [row.accuracy for row in rows]
+    gains = sum(row.full_update_accuracy - row.deployed_accuracy for row in rows)
+    kept = sum(row.accuracy - row.deployed_accuracy for row in rows) / gains if gains else math.nan
+    return Summary(
+        rows[0].method,
+        rows[0].setting,
+        float(np.mean([row.update_bytes for row in rows])),
+        float(np.mean(accuracies)),
+        float(np.std(accuracies, ddof=1)) if len(rows) > 1 else 0.0,
+        kept,
+        float(np.mean([row.train_seconds for row in rows])),
+        len(rows),
+    )
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """The summaries as a Markdown table that is as legible in a terminal."""
+    head = ("bytes", "method", "setting", "accuracy", "of the full gain", "training s")
+    body = [
+        (
+            f"{summary.update_bytes:,.0f}",
+            summary.method,
+            summary.setting,
+            f"{summary.accuracy:.3f} ± {summary.spread:.3f}",
+            f"{100 * summary.kept:.0f} %",
+            f"{summary.train_seconds:.1f}",
+        )
+        for summary in summaries
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    right = (0, 3, 4, 5)
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(aligned)} |"
+
+    rule = "|".join(f"{'-' * (width + 1)}:" if i in right else f":{'-' * (width + 1)}" for i, width in enumerate(widths))
+    return "\n".join([line(head), f"|{rule}|", *map(line, body)])
+
+
+def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
+    """One sentence: how many bytes instead of how many keep how much of the full update's gain."""
+    full = next(summary for summary in summaries if (summary.method, summary.setting) == (rows[0].method, rows[0].setting))
+    deployed = float(np.mean([row.deployed_accuracy for row in rows]))
+    good = [summary for summary in summaries if summary.kept >= KEPT]
+    best = good[0] if good else max(summaries, key=lambda summary: summary.kept)
+    return (
+        f"{best.update_bytes:,.0f} bytes instead of {full.update_bytes:,.0f} "
+        f"({full.update_bytes / best.update_bytes:,.0f} times fewer) keep {100 * best.kept:.0f} % of the full update's gain: "
+        f"accuracy {best.accuracy:.3f} ± {best.spread:.3f} with {best.method} ({best.setting}), "
+        f"{full.accuracy:.3f} ± {full.spread:.3f} with the full update, {deployed:.3f} without any."
+    )
+
+
+def plot(rows: Sequence[Row], summaries: Sequence[Summary], path: Path, *, title: str) -> None:
+    """Accuracy against bytes (log axis), one line a method with its spread, the full and no update marked.
+
+    Args:
+      rows: of the results; the first is the raw full update.
+      summaries: of the rows.
+      path: the `.png` to write.
+      title: what was compared.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    by_method: dict[str, list[Summary]] = defaultdict(list)
+    for summary in summaries:
+        by_method[summary.method].append(summary)
+    for marker, (method, points) in zip("osD^vPX*", sorted(by_method.items()), strict=False):
+        sizes, accuracies, spreads = zip(*((p.update_bytes, p.accuracy, p.spread) for p in points), strict=True)
+        axes.errorbar(sizes, accuracies, spreads, marker=marker, markersize=5, linewidth=1.5, capsize=2, label=method)
+    full = float(np.mean([row.full_update_accuracy for row in rows]))
+    deployed = float(np.mean([row.deployed_accuracy for row in rows]))
+    for level, name in ((full, "full update"), (deployed, "no update")):
+        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
+        axes.annotate(f"{name} {level:.3f}", (0.005, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", color="gray")
+    axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel="test accuracy on the device", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=150, format="png")
+    pyplot.close(figure)
+    partial.replace(path)
+
+
+def write(workdir: Path, rows: Sequence[Row], *, command: str, title: str) -> str:
+    """Writes `report.md` and `accuracy_vs_bytes.png` and returns what the terminal shows.
+
+    Args:
+      workdir: the experiment's folder.
+      rows: of the results; the first is the raw full update.
+      command: that made them.
+      title: what was compared.
+
+    Returns:
+      The table and the conclusion.
+    """
+    summaries = summarise(rows)
+    plot(rows, summaries, workdir / "accuracy_vs_bytes.png", title=title)
+    shown = f"{table(summaries)}\n\n{conclusion(rows, summaries)}"
+    seeds = len({row.seed for row in rows})
+    text = f"# {title}\n\n    {command}\n\n{shown}\n\n![Accuracy against bytes](accuracy_vs_bytes.png)\n\n"
+    text += f"Means over {seeds} seeds, ± standard deviation. Bytes are file sizes; accuracy is measured on the model that "
+    text += "the device wrote, on test samples that chose nothing.\n"
+    files.write_bytes(workdir / "report.md", text.encode())
+    return shown

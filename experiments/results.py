@@ -1,0 +1,82 @@
+"""Rows of results on disk: appended one by one, so that a killed experiment continues where it was."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from updcomp.edge import files
+from updcomp.wire.errors import Error
+
+
+class Row(NamedTuple):
+    """One update of one method; one line of `results.jsonl`."""
+
+    experiment: str
+    dataset: str
+    model: str
+    method: str
+    setting: str  # the method's options, such as "rank=4 bits=8 aux=16"
+    seed: int
+    round: int
+    update_bytes: int  # size of the update file
+    accuracy: float  # on the test set, of the model that the device wrote
+    full_update_accuracy: float  # of the raw full update, same seed
+    deployed_accuracy: float  # of the model before the update
+    train_seconds: float
+    encode_seconds: float
+    apply_seconds: float  # the device's process, its start included
+
+
+class Results:
+    """The rows in a working folder."""
+
+    def __init__(self, workdir: Path, config: Any) -> None:
+        """Opens or creates the folder.
+
+        Args:
+          workdir: the experiment's folder.
+          config: the experiment's settings, a dataclass; they are kept beside the rows.
+
+        Raises:
+          Error: the folder holds results of other settings.
+        """
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "results.jsonl"
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        _check_same_settings(workdir / "config.json", settings)
+        self.rows = self._read()
+
+    def _read(self) -> list[Row]:
+        if not self._path.exists():
+            return []
+        # A line without its end was being written when the run was killed: its update is made again.
+        whole = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        files.write_bytes(self._path, "".join(whole).encode())
+        return [Row(**json.loads(line)) for line in whole]
+
+    def find(self, method: str, setting: str, seed: int, round_: int = 0) -> Row | None:
+        """The row of an update that is done already."""
+        wanted = (method, setting, seed, round_)
+        return next((row for row in self.rows if (row.method, row.setting, row.seed, row.round) == wanted), None)
+
+    def append(self, row: Row) -> None:
+        """Adds a row, on disk before it returns."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row._asdict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+
+def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
+    if not path.exists():
+        files.write_bytes(path, json.dumps(settings, indent=2).encode())
+        return
+    before = json.loads(path.read_text())
+    changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+    if changed:
+        name = changed[0]
+        found = f"--{name}: expected {before.get(name)!r} as in {path}, found {settings.get(name)!r}"
+        raise Error(f"{found}; give the same flags to continue, or another --workdir to start anew")

@@ -1,0 +1,132 @@
+"""A world that changes: what a model was deployed for, what it meets, and the task that this gives the server."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from updcomp.methods import base
+from updcomp.trees import PyTree
+from updcomp.training import devices
+from updcomp.training.augment import crop_and_flip
+from updcomp.training.checkpoints import load_model, save_model
+from updcomp.training.data import Dataset, Source, of_classes, split
+from updcomp.training.loop import Task, fit
+from updcomp.training.models import Model
+from updcomp.training.optimizers import every_third
+from updcomp.training.shifts import contrast_noise, random_rotation, shift_dataset
+from updcomp.wire.errors import Error
+
+
+class Settings(Protocol):
+    """The part of an experiment's `Config` that describes its world."""
+
+    dataset: str
+    shift: str
+    pretrain_samples: int
+    samples: int
+    validation_samples: int
+    learning_rate: float
+    pretrain_epochs: int
+    epochs: int
+    batch_size: int
+    devices: int
+
+
+class World(NamedTuple):
+    """One seed's world."""
+
+    before: Dataset  # what the deployed model is trained on
+    task: Task  # what the server retrains it on
+    test: Dataset  # what it meets on the device; nothing is ever chosen on it
+
+
+Shift = Callable[[Dataset, jax.Array], Dataset]  # (samples, key) -> the samples as the changed world shows them
+
+
+def _rotated(dataset: Dataset, key: jax.Array) -> Dataset:
+    return shift_dataset(dataset, lambda key, images: random_rotation(key, images, low=30.0, high=45.0), key)
+
+
+def _noisy(dataset: Dataset, key: jax.Array) -> Dataset:
+    return shift_dataset(dataset, lambda key, images: contrast_noise(key, images, contrast=0.4, noise=0.1), key)
+
+
+SHIFTS: dict[str, Shift] = {"rotation": _rotated, "contrast_noise": _noisy, "classes": lambda dataset, key: dataset}
+_AUGMENTED = ("cifar10", "cifar100")
+
+
+def make(config: Settings, source: Source, model: Model, seed: int, checkpoints: Path) -> World:
+    """The world of one seed: disjoint random samples for before, after and validation, and the changed test set.
+
+    Args:
+      config: the experiment's settings.
+      source: the dataset.
+      model: what is trained.
+      seed: decides samples, shift and order.
+      checkpoints: folder for the states of long trainings.
+
+    Returns:
+      A `World`. With the shift "classes", the deployed model knows the first 60 % of the classes and then meets all.
+
+    Raises:
+      Error: there is no such shift.
+      DatasetError: the dataset has too few samples.
+    """
+    if config.shift not in SHIFTS:
+        raise Error(f"--shift: expected one of {', '.join(SHIFTS)}, found {config.shift!r}")
+    counts = (config.pretrain_samples, config.samples, config.validation_samples)
+    before, new, validation = split(source.train, counts, seed=seed)
+    if config.shift == "classes":
+        before = of_classes(before, range(round(0.6 * source.num_classes)))
+    shift, keys = SHIFTS[config.shift], jax.random.split(jax.random.key(seed), 3)
+    new, validation, test = (shift(part, key) for part, key in zip((new, validation, source.test), keys, strict=True))
+    mesh = devices.data_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
+    task = Task(
+        apply=model.apply,
+        train=devices.replicate(new, mesh),
+        validation=devices.replicate(validation, mesh),
+        optimizer=optax.adam,
+        learning_rate=config.learning_rate,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        schedule=TENTH_EVERY_THIRD,
+        augment=crop_and_flip if config.dataset in _AUGMENTED else None,
+        mesh=mesh,
+        checkpoints=checkpoints,
+    )
+    return World(before, task, test)
+
+
+TENTH_EVERY_THIRD = every_third(0.1)
+_PRETRAIN = base.plan("deployed", base.quantised_delta(None), aux=16)
+
+
+def deployed_model(config: Settings, world: World, model: Model, seed: int, path: Path) -> PyTree:
+    """The model that the devices hold: trained on the world before the change, once, and kept as an Orbax checkpoint.
+
+    Args:
+      config: the experiment's settings.
+      world: the seed's.
+      model: what is trained.
+      seed: decides the initial weights and the order of samples.
+      path: of the checkpoint.
+
+    Returns:
+      Variables.
+    """
+    if path.exists():
+        return jax.tree.map(jnp.asarray, load_model(path))
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    init = model.init(init_key, world.before.images)
+    parts = base.split(init, aux=16)
+    before = devices.replicate(world.before, world.task.mesh)
+    task = world.task._replace(train=before, epochs=config.pretrain_epochs)
+    start = {"kernels": parts.kernels, "aux": parts.aux}
+    fitted = fit(train_key, task, _PRETRAIN, start, {"deployed": init}, statistics=parts.statistics)
+    variables = {**_PRETRAIN.assemble(fitted.last, {"deployed": init}), **fitted.last_statistics}
+    save_model(path, variables)
+    return variables

@@ -1,0 +1,33 @@
+"""updcomp makes the smallest update that turns the model a device holds into the model it should hold.
+
+Names load lazily: `import updcomp.edge` on a device loads NumPy and nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from updcomp.api import apply, diff, encode, inspect
+    from updcomp.wire.errors import Error
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "diff": "updcomp.api",
+    "encode": "updcomp.api",
+    "apply": "updcomp.api",
+    "inspect": "updcomp.api",
+    "Error": "updcomp.wire.errors",
+}
+
+__all__ = ["Error", "apply", "diff", "encode", "inspect"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

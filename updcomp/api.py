@@ -1,0 +1,154 @@
+"""The four functions on any pytree: diff, encode, apply, inspect."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from updcomp.trees import PyTree, from_model, to_model
+from updcomp.wire import container, dtypes
+from updcomp.wire.errors import BudgetError, Error, LeafError
+from updcomp.wire.packet import Block, Dense, Exact, Packet, Sparse, round_step
+
+_LOSSY = ("float16", "bfloat16", "float32", "float64")
+_SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
+_BISECTIONS = 20
+
+
+def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int | None = None) -> Packet:
+    """The update between two models that exist: exact by default, or lossy.
+
+    Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than step / 2
+    from the new one (and the rounding of its dtype); integer, float8 and non-finite leaves stay exact.
+
+    Args:
+      old: the model that the device holds, any pytree of arrays.
+      new: the model that it should hold, with the same leaf paths, shapes and dtypes.
+      step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
+      max_bytes: the finest step is chosen whose encoded update is at most this long. Excludes `step`.
+
+    Returns:
+      A packet for `encode(packet, old)`.
+
+    Raises:
+      LeafError: a leaf is missing, or has another shape or dtype.
+      BudgetError: not even the smallest update fits in `max_bytes`; the message says its size.
+
+    >>> old, new = {"w": np.zeros(3, np.float32)}, {"w": np.float32([0, 0.25, 0])}
+    >>> packet = diff(old, new)
+    >>> apply(encode(packet, old), old)["w"].tolist()
+    [0.0, 0.25, 0.0]
+    """
+    if step is not None and max_bytes is not None:
+        raise Error("step and max_bytes: expected at most one of them, found both; leave one out")
+    before, after = to_model(old), to_model(new)
+    _check_same_leaves(before, after)
+    if max_bytes is not None:
+        return _within_budget(before, after, max_bytes)
+    return _packet(before, after, None if step is None else round_step(step))
+
+
+def encode(packet: Packet, deployed: PyTree) -> bytes:
+    """The bytes of an update: what travels, with everything it needs counted in.
+
+    Args:
+      packet: from `diff` or a method.
+      deployed: the model that it starts from.
+
+    Returns:
+      An update file's content.
+
+    Raises:
+      LeafError: a block does not fit its leaf.
+    """
+    return container.encode(packet, to_model(deployed))
+
+
+def apply(update: bytes, deployed: PyTree) -> PyTree:
+    """The model that an update makes of a deployed one, bit for bit what a device gets.
+
+    Args:
+      update: from `encode`.
+      deployed: the model that the update starts from.
+
+    Returns:
+      A tree with the structure, dtypes, shapes, array types and shardings of `deployed`.
+
+    Raises:
+      WrongBaseError: `deployed` is not the model that the update starts from.
+      CorruptUpdateError: the bytes are damaged.
+    """
+    return from_model(container.apply_update(update, to_model(deployed)), deployed)
+
+
+def inspect(update: bytes) -> dict[str, Any]:
+    """What an update's bytes say by themselves: version, kinds, counts, bits per part, fingerprints.
+
+    Args:
+      update: from `encode`.
+
+    Returns:
+      A dict that JSON can hold.
+
+    Raises:
+      CorruptUpdateError: the bytes are damaged.
+    """
+    return container.inspect(update)
+
+
+def _check_same_leaves(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    if missing := sorted(before.keys() ^ after.keys()):
+        where = "old" if missing[0] in before else "new"
+        raise LeafError(f"leaf {missing[0]!r}: expected in both models, found in the {where} one only")
+    for name, leaf in before.items():
+        found = after[name]
+        if (leaf.shape, leaf.dtype) != (found.shape, found.dtype):
+            expected = f"{dtypes.name(leaf.dtype)} {leaf.shape}"
+            raise LeafError(f"leaf {name!r}: expected {expected}, found {dtypes.name(found.dtype)} {found.shape}")
+
+
+def _packet(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], step: float | None) -> Packet:
+    return Packet({name: _block(leaf, after[name], step) for name, leaf in before.items()})
+
+
+def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
+    if step is None or dtypes.name(old.dtype) not in _LOSSY:
+        return Exact(new)
+    delta = dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old)
+    with np.errstate(invalid="ignore"):
+        values = np.rint(delta / step)
+    if not np.all(np.abs(values) < 2**31):  # also where a weight is not finite
+        return Exact(new)
+    integers = values.astype(np.int32)
+    positions = np.flatnonzero(integers)
+    if len(positions) < _SPARSE_DENSITY * integers.size:
+        return Sparse(positions, integers.ravel()[positions], step)
+    return Dense(integers, step)
+
+
+def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int) -> Packet:
+    """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
+    lossy = [name for name, leaf in before.items() if dtypes.name(leaf.dtype) in _LOSSY]
+    deltas = [np.abs(dtypes.to_floats(after[name]).astype(np.float64) - dtypes.to_floats(before[name])) for name in lossy]
+    largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
+    coarse = round_step(4 * largest) if largest > 0 else 1.0
+    best, size = _sized(before, after, coarse)
+    if size > max_bytes:
+        raise BudgetError(f"max_bytes: expected at least {size} (the smallest possible update), found {max_bytes}")
+    exact, exact_size = _sized(before, after, None)
+    if exact_size <= max_bytes:
+        return exact
+    low, high = np.log2(coarse) - 40, np.log2(coarse)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        packet, size = _sized(before, after, round_step(2.0**middle))
+        if size <= max_bytes:
+            best, high = packet, middle
+        else:
+            low = middle
+    return best
+
+
+def _sized(before: dict[str, np.ndarray], after: dict[str, np.ndarray], step: float | None) -> tuple[Packet, int]:
+    packet = _packet(before, after, step)
+    return packet, len(container.encode(packet, before))

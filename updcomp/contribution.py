@@ -1,0 +1,110 @@
+"""How much each weight's update contributes to the loss reduction: the scores of deep partial updating.
+
+Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from updcomp.trees import PyTree
+
+
+class RecordState(NamedTuple):
+    """State of `record`."""
+
+    local: PyTree  # the sum of -g * d so far, one float32 per weight
+    inner: optax.OptState  # the state of the recorded optimizer
+
+
+def record(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Records the local contribution of what an optimizer really does: c += -g_q * d_q at each step q.
+
+    `d_q` is the increment that the wrapped optimizer returns (after momentum, decay and learning rate), `g_q` the
+    gradient that it was given. To first order, the sum is the loss reduction that each weight is responsible for.
+
+    Args:
+      optimizer: any optax transformation whose updates are added to the weights as they are.
+
+    Returns:
+      A transformation with the same updates and `RecordState` around the inner state.
+
+    Paper: Deep Partial Updating, section 3 (local contribution).
+
+    >>> optimizer = record(optax.sgd(0.1))
+    >>> state = optimizer.init({"w": jnp.zeros(1)})
+    >>> _, state = optimizer.update({"w": jnp.array([2.0])}, state)
+    >>> round(float(state.local["w"][0]), 6)
+    0.4
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> RecordState:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        return RecordState(local=zeros, inner=inner.init(params))
+
+    def update(
+        gradients: PyTree, state: RecordState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, RecordState]:
+        updates, inner_state = inner.update(gradients, state.inner, params, **extra)
+        local = jax.tree.map(lambda c, g, d: c - (g * d).astype(jnp.float32), state.local, gradients, updates)
+        return updates, RecordState(local, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def squared_change(old: PyTree, new: PyTree) -> PyTree:
+    """The global contribution c = (new - old)^2.
+
+    For an L-smooth loss whose gradient vanishes at `new`, the loss lost by rewinding a set of weights is at most L/2
+    times the sum of their squared changes.
+
+    Args:
+      old: the weights at the start of the round.
+      new: the weights after full fine-tuning.
+
+    Returns:
+      A pytree of float32 scores.
+
+    Paper: Deep Partial Updating, section 3 (global contribution).
+
+    >>> squared_change({"w": jnp.zeros(2)}, {"w": jnp.array([1.0, -3.0])})["w"].tolist()
+    [1.0, 9.0]
+    """
+    return jax.tree.map(lambda o, n: jnp.square(n.astype(jnp.float32) - o.astype(jnp.float32)), old, new)
+
+
+def combine(global_: PyTree, local: PyTree, weight: float = 0.5) -> PyTree:
+    """Combines both contributions, each divided by its sum over all leaves.
+
+    c = weight * global / sum(global) + (1 - weight) * local / sum(local). A local contribution whose sum is not
+    positive says that training raised the loss to first order: it ranks nothing, so the global one decides alone
+    (and the other way round for a global one of zero).
+
+    Args:
+      global_: scores, all >= 0.
+      local: scores of the same structure.
+      weight: share of the global contribution, from 0 to 1.
+
+    Returns:
+      A pytree of float32 scores.
+
+    Raises:
+      ValueError: the weight is outside [0, 1].
+
+    Paper: Deep Partial Updating, section 3 (combined contribution), weight 0.5.
+
+    >>> combine({"w": jnp.array([1.0, 3.0])}, {"w": jnp.array([1.0, 0.0])})["w"].tolist()
+    [0.625, 0.375]
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected a number from 0 to 1, found {weight}")
+
+    def share(scores: PyTree, part: float) -> jax.Array:
+        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(scores))
+        return jnp.where(total > 0, part / jnp.where(total > 0, total, 1.0), 0.0)
+
+    global_share, local_share = share(global_, weight), share(local, 1 - weight)
+    return jax.tree.map(lambda g, c: global_share * g + local_share * c, global_, local)

@@ -1,0 +1,16 @@
+"""The device's side: read a model, apply an update, write the new model. Needs NumPy and nothing else.
+
+>>> import numpy as np
+>>> from updcomp import edge
+>>> apply(b"", {"w": np.zeros(3, np.float32)})
+Traceback (most recent call last):
+updcomp.wire.errors.CorruptUpdateError: not an update: expected it to begin with b'updc', found b''
+"""
+
+from updcomp.edge.files import read_bytes, read_model, write_model
+from updcomp.edge.store import Store
+from updcomp.wire.container import apply_update as apply
+from updcomp.wire.container import inspect
+from updcomp.wire.errors import Error
+
+__all__ = ["Error", "Store", "apply", "inspect", "read_bytes", "read_model", "write_model"]

@@ -1,0 +1,71 @@
+"""The device's command line: `python -m updcomp.edge apply | verify | inspect`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from updcomp.edge import files
+from updcomp.wire import container, errors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: those of the command line if not given.
+
+    Returns:
+      The exit status: 0, or 2 after one line on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except errors.Error as error:
+        print(f"updcomp: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m updcomp.edge", description="Updates for models on a device.")
+    commands = parser.add_subparsers(title="commands", required=True)
+    for name, run, text in (
+        ("apply", _apply, "make NEW from OLD and UPDATE, verified"),
+        ("verify", _verify, "check that UPDATE fits OLD and gives what it promises; writes nothing"),
+        ("inspect", _inspect, "print what UPDATE says of itself"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        if name != "inspect":
+            command.add_argument("old", metavar="OLD", type=Path, help="deployed model, .safetensors or .npz")
+        command.add_argument("update", metavar="UPDATE", type=Path, help="update file")
+        if name == "apply":
+            command.add_argument("-o", "--output", metavar="NEW", type=Path, required=True, help="new model")
+    return parser
+
+
+def _apply(options: argparse.Namespace) -> None:
+    files.check_suffix(options.output)
+    if options.output.is_dir():
+        raise errors.FileError(f"{options.output}: expected a file to write, found a folder")
+    if options.output.exists() and options.old.exists() and options.output.samefile(options.old):
+        raise errors.FileError(f"{options.output}: expected another file than OLD, which is never changed")
+    old = files.read_model(options.old)
+    new = container.apply_update(files.read_bytes(options.update), old.model)
+    files.write_model(options.output, new, old.metadata)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    update = files.read_bytes(options.update)
+    container.apply_update(update, files.read_model(options.old).model)
+    print(f"{options.update}: applies to {options.old} and gives {container.inspect(update)['result']}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    print(json.dumps(container.inspect(files.read_bytes(options.update)), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

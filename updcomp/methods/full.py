@@ -1,0 +1,43 @@
+"""Full updating: every weight is trained and sent."""
+
+import jax
+
+from updcomp.methods import base
+from updcomp.training.loop import Task, fit
+from updcomp.trees import PyTree, named_leaves
+from updcomp.wire.packet import Block, Dense, Packet, Raw
+
+
+def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) -> base.Method:
+    """Sends every weight: raw, or as entropy-coded integers that training has rounded straight-through.
+
+    Args:
+      bits: of each weight's delta; None sends the new weights as they are.
+      aux: bits of the aux leaves' deltas; None leaves them as deployed.
+      rate: multiplies the task's learning rate.
+
+    Returns:
+      A method.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    base.check_options(bits=bits, aux=aux)
+    plan = base.plan("full", base.quantised_delta(bits), aux)
+
+    def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        parts = base.split(deployed, aux=aux)
+        start = {"kernels": parts.kernels, "aux": parts.aux}
+        learning_rate = rate * task.learning_rate
+        fitted = fit(
+            key, task, plan, start, {"deployed": deployed}, statistics=parts.statistics, learning_rate=learning_rate
+        )
+        blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
+        for name, kernel in fitted.trainable["kernels"].items():
+            if bits is None:
+                blocks[name] = Raw(jax.device_get(kernel))
+            else:
+                blocks[name] = Dense(*base.delta_integers(parts.kernels[name], kernel, bits))
+        return Packet(blocks)
+
+    return method

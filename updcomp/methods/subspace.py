@@ -1,0 +1,67 @@
+"""Updates in a basis that both sides derive from the deployed weights: only coefficients travel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from updcomp import quantize
+from updcomp import subspace as geometry
+from updcomp.methods import base
+from updcomp.training.loop import Task, fit
+from updcomp.trees import PyTree, kernels
+from updcomp.wire.packet import Block, Coefficients, Packet
+
+
+def subspace(*, rank: int, bits: int = 4, aux: int | None = None, rate: float = 10.0) -> base.Method:
+    """Trains W + A C B^T and sends the small integer matrix C of every kernel.
+
+    A and B span the leading singular directions of the deployed kernel, found in integer arithmetic by both sides.
+
+    Args:
+      rank: columns of A and B (at most the kernel's own), at least 1; a kernel costs up to rank^2 coefficients.
+      bits: of each coefficient, rounded straight-through.
+      aux: bits of the aux leaves' deltas; None leaves them as deployed, which costs little accuracy here.
+      rate: multiplies the task's learning rate; a coefficient moves many weights a little, so it wants to be high.
+
+    Returns:
+      A method.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    base.check_options(bits=bits, aux=aux)
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1, found {rank}")
+
+    def moved(coefficients: dict[str, jax.Array], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:
+        deployed, bases = kernels(frozen["deployed"]), frozen["bases"]
+
+        def kernel(name: str, matrix: jax.Array) -> jax.Array:
+            rounded = quantize.straight_through(matrix, quantize.dynamic_step(matrix, bits), bits)
+            return deployed[name] + geometry.update(rounded, bases[name], deployed[name].shape)
+
+        return {name: kernel(name, matrix) for name, matrix in coefficients.items()}
+
+    plan = base.plan("subspace", moved, aux)
+
+    def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        parts = base.split(deployed, aux=aux)
+        bases = geometry.bases(deployed, rank)
+        zeros = {name: jnp.zeros((pair.left.shape[1], pair.right.shape[1])) for name, pair in bases.items()}
+        fitted = fit(
+            key,
+            task,
+            plan,
+            {"kernels": zeros, "aux": parts.aux},
+            {"deployed": deployed, "bases": bases},
+            statistics=parts.statistics,
+            learning_rate=rate * task.learning_rate,
+        )
+        blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
+        for name, matrix in fitted.trainable["kernels"].items():
+            step = float(quantize.dynamic_step(matrix, bits))
+            values, step = quantize.to_integers(np.asarray(matrix), bits, step=step)
+            blocks[name] = Coefficients(values, max(values.shape), step)
+        return Packet(blocks)
+
+    return method

@@ -1,0 +1,1 @@
+"""Training on the server: data, models, shifts, compiled epochs, evaluation, checkpoints and device meshes."""

@@ -1,0 +1,155 @@
+"""Any pytree of arrays as named leaves, and as the `dict[str, np.ndarray]` that a device holds.
+
+A leaf's name is its path joined by `/`; leaves that are not arrays (activation functions, strings, Python numbers)
+belong to the structure and never travel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from updcomp.wire import dtypes
+from updcomp.wire.errors import LeafError
+
+PyTree = Any
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _paths(tree: PyTree) -> list[tuple[str, Any]]:
+    """(name, leaf) of every leaf in flattening order; the names of arrays are unique."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+    seen: set[str] = set()
+    for name, leaf in named:
+        if _is_array(leaf) and name in seen:
+            raise LeafError(f"leaf {name!r}: two leaves have this path; expected a path each; rename one of the keys")
+        seen.add(name)
+    return named
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The arrays of a pytree by path, in sorted order of their names.
+
+    Args:
+      tree: any pytree; leaves that are not arrays are left out.
+
+    Returns:
+      A dict name -> leaf, sorted by name: position in it is the leaf's index on the wire.
+
+    Raises:
+      LeafError: two leaves have the same name.
+
+    >>> list(named_leaves({"b": np.zeros(2), "a": {"kernel": np.ones((2, 3))}, "activation": "relu"}))
+    ['a/kernel', 'b']
+    """
+    return dict(sorted((name, leaf) for name, leaf in _paths(tree) if _is_array(leaf)))
+
+
+def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+    """The same tree with some leaves replaced, addressed by name.
+
+    Args:
+      tree: any pytree.
+      leaves: name -> new leaf.
+
+    Returns:
+      A tree of the same structure; leaves that are not named are the same objects.
+
+    Raises:
+      LeafError: a name matches no leaf; the message lists the paths.
+
+    >>> replace({"a": 1.0, "b": {"c": np.zeros(1)}}, {"b/c": "new"})
+    {'a': 1.0, 'b': {'c': 'new'}}
+    """
+    named = _paths(tree)
+    unknown = set(leaves) - {name for name, _ in named}
+    if unknown:
+        raise LeafError(f"leaf {min(unknown)!r}: no such path; expected one of {sorted(name for name, _ in named)}")
+    structure = jax.tree.structure(tree)
+    return jax.tree.unflatten(structure, [leaves.get(name, leaf) for name, leaf in named])
+
+
+def is_kernel(leaf: Any) -> bool:
+    """Whether a leaf is a dense or convolution kernel: floating, with more than one axis. All else is aux."""
+    return leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def kernels(tree: PyTree) -> dict[str, Any]:
+    """The leaves with more than one axis, by name: what selection and factorisation work on."""
+    return {name: leaf for name, leaf in named_leaves(tree).items() if is_kernel(leaf)}
+
+
+def aux(tree: PyTree) -> dict[str, Any]:
+    """The floating leaves that are no kernels, by name: biases, norm scales and shifts, batch statistics."""
+    leaves = named_leaves(tree).items()
+    return {name: leaf for name, leaf in leaves if not is_kernel(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out) of a kernel: all axes but the last are flattened, so h x w x c_in x c_out is (h w c_in, c_out).
+
+    >>> matrix_shape((3, 3, 16, 32))
+    (144, 32)
+    """
+    return int(np.prod(shape[:-1])), int(shape[-1])
+
+
+def to_model(tree: PyTree) -> dict[str, np.ndarray]:
+    """The device's form of a pytree: NumPy arrays by name; a dtype that NumPy lacks is held as its bit pattern.
+
+    Args:
+      tree: any pytree of arrays; typed PRNG keys travel as their key data.
+
+    Returns:
+      name -> contiguous array, sorted by name.
+
+    >>> to_model({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.names
+    ('bfloat16',)
+    """
+    leaves = named_leaves(tree)
+    host = jax.device_get({name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()})
+    return {name: dtypes.hold(np.asarray(leaf)) for name, leaf in host.items()}
+
+
+def from_model(model: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
+    """A device's model in the form of a pytree: the inverse of `to_model`.
+
+    Args:
+      model: name -> array with the shapes and dtypes of `like`.
+      like: the pytree whose structure, array types and shardings the result takes.
+
+    Returns:
+      A tree like `like`: jax arrays where it has jax arrays (placed like them), NumPy arrays elsewhere.
+
+    Raises:
+      LeafError: a leaf is missing or has another shape.
+    """
+    restored = {}
+    for name, leaf in named_leaves(like).items():
+        if name not in model:
+            raise LeafError(f"leaf {name!r}: expected in the model, found only {sorted(model)}")
+        restored[name] = _restore_leaf(name, model[name], leaf)
+    return replace(like, restored)
+
+
+def _restore_leaf(name: str, value: np.ndarray, like: Any) -> Any:
+    data = jax.random.key_data(like) if _is_key(like) else like
+    if value.shape != data.shape or value.dtype.itemsize != np.dtype(data.dtype).itemsize:
+        expected = f"{data.dtype} {data.shape}"
+        raise LeafError(f"leaf {name!r}: expected {expected}, found {dtypes.name(value.dtype)} {value.shape}")
+    value = np.ascontiguousarray(value).reshape(value.shape).view(data.dtype)
+    if isinstance(like, np.ndarray | np.generic):
+        return value
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
+    return jax.device_put(value, like.sharding) if isinstance(like, jax.Array) else value

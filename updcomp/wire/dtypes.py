@@ -1,0 +1,167 @@
+"""Leaves of any dtype as bits, and the dtypes that NumPy lacks.
+
+A dtype that NumPy lacks (bfloat16, the float8 family) is held as its bit pattern in a structured dtype of one field
+whose name is the dtype's: `np.dtype([("bfloat16", "<u2")])`. It survives `.npz` files and needs no other package.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from updcomp.wire import errors
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Model: TypeAlias = dict[str, Array]
+
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+
+_PLAIN = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+_FLOATS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+_EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}  # mantissa, exponent bits
+
+
+def name(dtype: np.dtype[Any]) -> str:
+    """The dtype's name: NumPy's own, or the field name where NumPy lacks the dtype.
+
+    Raises:
+      DtypeError: the dtype cannot be a leaf's (text, objects, dates, records of several fields).
+
+    >>> name(np.dtype("<f4")), name(BFLOAT16)
+    ('float32', 'bfloat16')
+    """
+    if dtype.names is None and dtype.name in _PLAIN:
+        return dtype.name
+    if dtype.names is not None and len(dtype.names) == 1:
+        field = dtype[0]
+        reserved = dtype.names[0] in _PLAIN or (dtype.names[0] == "bfloat16" and field.itemsize != 2)
+        if field.kind == "u" and dtype.itemsize == field.itemsize and not reserved:
+            return dtype.names[0]
+    raise errors.DtypeError(
+        f"dtype {dtype}: expected a number, or a bit pattern such as np.dtype([('bfloat16', '<u2')]); "
+        "convert the leaf or leave it out"
+    )
+
+
+def hold(leaf: Array) -> Array:
+    """The leaf as both sides see it: contiguous, little-endian, ml_dtypes as their bit patterns; no copy if it is so.
+
+    Args:
+      leaf: any array, 0-d, empty, strided and big-endian ones too.
+
+    Returns:
+      The same numbers, shape and bits, C-contiguous and little-endian.
+
+    Raises:
+      DtypeError: the dtype cannot be a leaf's.
+
+    >>> hold(np.arange(3, dtype=">i2")).dtype.str
+    '<i2'
+    """
+    leaf = np.asarray(leaf)
+    if leaf.dtype.kind == "V" and leaf.dtype.names is None and leaf.dtype.name != f"void{8 * leaf.dtype.itemsize}":
+        bits = np.dtype([(leaf.dtype.name, f"<u{leaf.dtype.itemsize}")])
+        leaf = np.ascontiguousarray(leaf).reshape(leaf.shape).view(bits)
+    name(leaf.dtype)
+    # ascontiguousarray alone would make a 0-d leaf 1-d.
+    return np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("<")).reshape(leaf.shape)
+
+
+def flat_bits(leaf: Array) -> Array:
+    """The flat unsigned view of a held leaf: one element each, two for a complex number.
+
+    Args:
+      leaf: as `hold` returns it.
+
+    Returns:
+      uint8, uint16, uint32 or uint64 (n,) or, of a complex leaf, (2 n,); shares the leaf's memory.
+
+    >>> flat_bits(np.float32([1, -2])).tolist()
+    [1065353216, 3221225472]
+    """
+    width = leaf.dtype.itemsize // (2 if leaf.dtype.kind == "c" else 1)
+    return leaf.reshape(-1).view(f"<u{width}")
+
+
+def from_bits(bits: Array, like: Array) -> Array:
+    """The leaf with these flat bits and the shape and dtype of `like`; shares the memory of `bits`."""
+    return bits.view(like.dtype).reshape(like.shape)
+
+
+def compute_dtype(leaf: Array) -> type[np.floating[Any]]:
+    """The dtype in which increments are added: float64 for float64, float32 for the smaller floats.
+
+    Raises:
+      DtypeError: the leaf is not float16, bfloat16, float32 or float64.
+    """
+    found = name(leaf.dtype)
+    if found not in _FLOATS:
+        raise errors.DtypeError(
+            f"dtype {found}: expected one of {', '.join(_FLOATS)}; send the leaf exactly (Raw or Exact)"
+        )
+    return _FLOATS[found]
+
+
+def to_floats(leaf: Array) -> Array:
+    """The values of a held float leaf in its compute dtype, exactly; no copy where the dtype is the same.
+
+    >>> to_floats(np.array([0x3F80], np.uint16).view(BFLOAT16)).tolist()
+    [1.0]
+    """
+    compute = compute_dtype(leaf)
+    if leaf.dtype == BFLOAT16:
+        return (leaf.view("<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    return leaf.astype(compute, copy=False)
+
+
+def round_floats(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Rounds to the leaf's dtype, to nearest, ties to even; too large a value becomes infinite, a NaN anything.
+
+    Args:
+      values: float32, or float64 for a float64 leaf; any shape.
+      dtype: the leaf's.
+
+    Returns:
+      The same shape in the leaf's dtype.
+
+    >>> round_floats(np.float32([1.00390625]), BFLOAT16).view("<u2").tolist() == [0x3F80]
+    True
+    """
+    if dtype == BFLOAT16:
+        bits = values.view("<u4")
+        # Adding just under half an ulp, and the last kept bit, rounds to nearest with ties to even.
+        kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return kept.astype("<u2").view(dtype)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype, copy=False)
+
+
+def exponents(leaf: Array) -> Array | None:
+    """The exponent field of every weight, which predicts how likely it changes; None where the dtype has none.
+
+    Args:
+      leaf: as `hold` returns it.
+
+    Returns:
+      int64 (n,), from 0 (zero, subnormal) to 31, 255 or 2047 (infinite, NaN).
+
+    >>> exponents(np.float32([0, 1, -2]))
+    array([  0, 127, 128])
+    """
+    if name(leaf.dtype) not in _EXPONENT:
+        return None
+    mantissa, exponent = _EXPONENT[name(leaf.dtype)]
+    bits = flat_bits(leaf)
+    return ((bits >> bits.dtype.type(mantissa)) & bits.dtype.type((1 << exponent) - 1)).astype(np.int64)
+
+
+def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out) of a kernel: every axis but the last is flattened.
+
+    >>> as_matrix_shape((3, 3, 16, 32)), as_matrix_shape((10,)), as_matrix_shape(())
+    ((144, 32), (1, 10), (1, 1))
+    """
+    fan_out = shape[-1] if shape else 1
+    fan_in = 1
+    for axis in shape[:-1]:
+        fan_in *= axis
+    return fan_in, fan_out

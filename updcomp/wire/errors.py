@@ -1,0 +1,37 @@
+"""The one family of errors that bad input can raise."""
+
+
+class Error(ValueError):
+    """Bad input: the message names the leaf or flag, what was expected, what was found, and what to do."""
+
+
+class WrongBaseError(Error):
+    """The model given is not the one that the update starts from."""
+
+
+class CorruptUpdateError(Error):
+    """The bytes are not a whole, undamaged update of a format version that this code reads."""
+
+
+class LeafError(Error):
+    """A leaf is missing, or has another shape or dtype than it must have."""
+
+
+class DtypeError(LeafError, TypeError):
+    """A leaf has a dtype that the operation does not take."""
+
+
+class BudgetError(Error):
+    """No update fits the budget; the message says the smallest possible one."""
+
+
+class NonFiniteError(Error):
+    """A loss or a weight is NaN or infinite; the message says at which step or leaf."""
+
+
+class DatasetError(Error):
+    """A dataset is not there; the message says which command prepares it."""
+
+
+class FileError(Error):
+    """A file cannot be read or written as a model or an update."""

@@ -1,0 +1,77 @@
+"""Positions that both sides derive from what they hold, so that they cost no bytes."""
+
+import math
+
+import numpy as np
+
+from updcomp.wire import dtypes, hashing
+
+_SLICE = 1 << 18
+
+
+def seeded(seed: int, index: int, size: int, count: int) -> dtypes.Array:
+    """The `count` positions whose hashes are smallest: a uniform draw without replacement, nested in `count`.
+
+    Args:
+      seed: uint32, the packet's.
+      index: of the leaf in sorted name order.
+      size: of the leaf.
+      count: 0 <= count <= size.
+
+    Returns:
+      int64 (count,), strictly ascending.
+
+    >>> few, many = seeded(7, 0, 1000, 10), seeded(7, 0, 1000, 20)
+    >>> set(few) < set(many), len(many)
+    (True, 20)
+    """
+    if not 0 <= count <= size:
+        raise ValueError(f"count: expected 0 <= count <= {size}, found {count}")
+    key = hashing.stream_key(seed, index, hashing.POSITIONS)
+    expected = count
+    while True:
+        # Hashes are uniform: a bound a little above count / size leaves few candidates to sort.
+        expected += 8 * math.isqrt(expected) + 64
+        bound = min((expected << 64) // max(size, 1), (1 << 64) - 1)
+        candidates, found = _below(key, size, np.uint64(bound))
+        if len(candidates) >= count:
+            break
+    if count < len(candidates):
+        candidates = candidates[np.argpartition(found, count)[:count]]
+    return np.sort(candidates)
+
+
+def _below(key: int, size: int, bound: np.uint64) -> tuple[dtypes.Array, dtypes.Array]:
+    """The positions whose hash is at most the bound, and these hashes."""
+    positions, found = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for start in range(0, size, _SLICE):
+        values = hashing.hashes(key, start, min(start + _SLICE, size))
+        chosen = np.flatnonzero(values <= bound)
+        positions.append(chosen + start)
+        found.append(values[chosen])
+    return np.concatenate(positions), np.concatenate(found)
+
+
+def largest(leaf: dtypes.Array, count: int) -> dtypes.Array:
+    """The positions of the largest magnitudes: bit patterns without the sign compared as integers, ties to the left.
+
+    Args:
+      leaf: as `dtypes.hold` returns it; a float dtype.
+      count: 0 <= count <= leaf.size.
+
+    Returns:
+      int64 (count,), strictly ascending.
+
+    >>> largest(np.float32([1, -3, 2, 3]), 2)
+    array([1, 3])
+    """
+    if not 0 <= count <= leaf.size:
+        raise ValueError(f"count: expected 0 <= count <= {leaf.size}, found {count}")
+    if count == 0:
+        return np.empty(0, np.int64)
+    bits = dtypes.flat_bits(leaf)
+    magnitudes = bits & bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    threshold = np.partition(magnitudes, -count)[-count]
+    above = np.flatnonzero(magnitudes > threshold)
+    ties = np.flatnonzero(magnitudes == threshold)[: count - len(above)]
+    return np.sort(np.concatenate([above, ties]))

@@ -1,0 +1,207 @@
+"""Interleaved range asymmetric numeral systems (rANS) in NumPy: one stream of bytes for many segments of symbols.
+
+A lane is one 32-bit state x. A symbol whose interval of the 2^14 slots is [start, start + size) maps
+x -> (x // size) 2^14 + x % size + start; before that, a lane with x >= size 2^18 emits its low 16 bits. The decoder
+does the inverse in the opposite order: slot = x % 2^14, x -> size (x // 2^14) + slot - start, and a lane that fell
+below 2^16 takes the next word. Symbol i of a segment belongs to lane i % lanes, so that one step is a few NumPy
+operations over all lanes, and the lanes' states are paid once for all segments.
+
+Duda (2013), arXiv:1311.2540; interleaving: Giesen (2014), arXiv:1402.3392.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from updcomp.wire import dtypes, errors
+
+PRECISION = 14
+TOTAL = 1 << PRECISION
+MAX_LANES = 1 << 12
+_LOWEST = 1 << 16
+_BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
+
+
+def choose_lanes(payload_bytes: float) -> int:
+    """The number of lanes, a power of two, whose 4 bytes each are at most .26 % of the payload, or one.
+
+    >>> choose_lanes(100), choose_lanes(1e6)
+    (1, 512)
+    """
+    wanted = int(payload_bytes) // _BYTES_PER_LANE
+    return min(MAX_LANES, 1 << max(wanted.bit_length() - 1, 0))
+
+
+class Table(NamedTuple):
+    """The slots of a few contexts, ready to decode: entry context << 14 | slot of each array."""
+
+    sizes: dtypes.Array  # int64: size of the interval that holds the slot
+    offsets: dtypes.Array  # int64: slot minus the start of that interval
+    symbols: dtypes.Array  # uint8: its symbol
+
+
+def make_table(frequencies: dtypes.Array) -> Table:
+    """Lays out the slots.
+
+    Args:
+      frequencies: int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`.
+
+    Returns:
+      A table.
+    """
+    contexts, symbols = frequencies.shape
+    flat = frequencies.reshape(-1)
+    starts = starts_of(frequencies).reshape(-1)
+    sizes = np.repeat(flat, flat)
+    slots = np.tile(np.arange(TOTAL), contexts)
+    names = np.repeat(np.tile(np.arange(symbols, dtype=np.uint8), contexts), flat)
+    return Table(sizes, slots - np.repeat(starts, flat), names)
+
+
+def starts_of(frequencies: dtypes.Array) -> dtypes.Array:
+    """The first slot of every symbol: the sum of the frequencies before it in its row."""
+    return np.cumsum(frequencies, axis=1) - frequencies
+
+
+class Encoder:
+    """Collects intervals, segment by segment, and makes the stream in the end, for it is made backwards."""
+
+    def __init__(self) -> None:
+        """An empty stream."""
+        self._segments: list[tuple[dtypes.Array, dtypes.Array]] = []
+
+    def push(self, starts: dtypes.Array, sizes: dtypes.Array) -> None:
+        """Adds a segment.
+
+        Args:
+          starts: integers (n,), first slots of the symbols' intervals.
+          sizes: integers (n,), sizes of the intervals, from 1 to 2^14.
+        """
+        if len(starts):
+            self._segments.append((starts.astype(np.uint16), sizes.astype(np.uint16)))
+
+    def finish(self, lanes: int | None = None) -> tuple[int, bytes]:
+        """Encodes everything pushed.
+
+        Args:
+          lanes: a power of two; chosen from the size of the payload if not given.
+
+        Returns:
+          (lanes, the stream): the decoder's initial states, 4 bytes each, then the words in the order of reading; or
+          (0, b"") where nothing was pushed.
+        """
+        if not self._segments:
+            return 0, b""
+        lanes = lanes or choose_lanes(sum(information(sizes) for _, sizes in self._segments) / 8)
+        states = np.full(lanes, _LOWEST, np.int64)
+        words: list[dtypes.Array] = []
+        for starts, sizes in self._steps(lanes):
+            state = states[: len(sizes)]
+            emitting = np.flatnonzero((state >> 18) >= sizes)
+            if len(emitting):
+                emitted = state[emitting]
+                words.append(emitted.astype("<u2"))
+                state[emitting] = emitted >> 16
+            quotient = state // sizes
+            # quotient 2^14 + remainder + start, with the remainder state - quotient size.
+            state += quotient * (TOTAL - sizes) + starts
+        words.reverse()
+        return lanes, b"".join([states.astype("<u4").tobytes(), *(word.tobytes() for word in words)])
+
+    def _steps(self, lanes: int) -> Iterator[tuple[dtypes.Array, dtypes.Array]]:
+        """The intervals of every step from the last to the first."""
+        for starts, sizes in reversed(self._segments):
+            for start in range((len(sizes) - 1) // lanes * lanes, -1, -lanes):
+                step = slice(start, start + lanes)
+                yield starts[step].astype(np.int64), sizes[step].astype(np.int64)
+
+
+def information(sizes: dtypes.Array) -> float:
+    """The ideal length of symbols with these interval sizes: sum of log2(2^14 / size), in bits.
+
+    >>> information(np.array([1 << 13, 1 << 14]))
+    1.0
+    """
+    histogram = np.bincount(sizes, minlength=TOTAL + 1)
+    present = np.flatnonzero(histogram)
+    return float(histogram[present] @ (PRECISION - np.log2(present)))
+
+
+class Decoder:
+    """Reads a stream segment by segment."""
+
+    def __init__(self, data: bytes | memoryview, lanes: int) -> None:
+        """Reads the states.
+
+        Args:
+          data: as `Encoder.finish` made it.
+          lanes: as it returned them.
+
+        Raises:
+          CorruptUpdateError: the stream is too short for its lanes, or of odd length.
+        """
+        if lanes < 0 or lanes > MAX_LANES or len(data) < 4 * lanes or len(data) % 2:
+            raise errors.CorruptUpdateError(
+                f"coded section: expected the states of {lanes} lanes and 16-bit words, found {len(data)} bytes"
+            )
+        self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
+        self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
+        self._next = 0
+
+    def pull(self, count: int, table: Table, contexts: dtypes.Array | None = None) -> dtypes.Array:
+        """Decodes a segment.
+
+        Args:
+          count: number of symbols.
+          table: of all contexts.
+          contexts: integers (count,), which context each symbol was coded in; all 0 if not given.
+
+        Returns:
+          uint8 (count,).
+
+        Raises:
+          CorruptUpdateError: the stream ends before the segment does.
+        """
+        lanes = len(self._states)
+        if count and not lanes:
+            raise errors.CorruptUpdateError(f"coded section: expected {count} more symbols, found an empty section")
+        slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
+        size, offset, below = np.empty(lanes, np.int64), np.empty(lanes, np.int64), np.empty(lanes, bool)
+        low = np.empty(lanes, np.int64)
+        for start in range(0, count, max(lanes, 1)):
+            slot = slots[start : start + lanes]
+            n = len(slot)
+            if n < lanes:
+                size, offset, below, low = size[:n], offset[:n], below[:n], low[:n]
+            state = self._states[:n]
+            np.bitwise_and(state, TOTAL - 1, out=low)
+            slot |= low
+            # The indices are in range by construction; "clip" avoids the copy that checking them would make.
+            table.sizes.take(slot, out=size, mode="clip")
+            table.offsets.take(slot, out=offset, mode="clip")
+            state >>= PRECISION
+            state *= size
+            state += offset
+            np.less(state, _LOWEST, out=below)
+            hungry = below.nonzero()[0]
+            if len(hungry):
+                self._feed(state, hungry)
+        return table.symbols.take(slots, mode="clip")
+
+    def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
+        """Gives the next words to the lanes that need one."""
+        words = self._words[self._next : self._next + len(hungry)]
+        if len(words) < len(hungry):
+            raise errors.CorruptUpdateError("coded section: it ends before its symbols do")
+        self._next += len(hungry)
+        state[hungry] = state[hungry] << 16 | words
+
+    def finish(self) -> None:
+        """Checks that all words were read and every lane is back where the encoder began.
+
+        Raises:
+          CorruptUpdateError: they were not, so some byte is not as it was written.
+        """
+        if self._next != len(self._words) or (self._states != _LOWEST).any():
+            raise errors.CorruptUpdateError("coded section: it does not end where its symbols do")
