@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import by_name, flag_groups
 from updcomp.wire.errors import Error
@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         print(f"updcomp: error: expected flags only, found {argv[1]!r}; see python run.py --help", file=sys.stderr)
         return 2
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a checkpoint
     name = flags.FLAGS.experiment
     try:
         experiment = by_name(name)

@@ -18,6 +18,7 @@ class Config(compare.Config):
     pretrain_epochs: int = 30
     epochs: int = 30
     batch_size: int = 50
+    learning_rate: float = 3e-3
 
 
 def run(config: Config, workdir: Path) -> list[Row]:

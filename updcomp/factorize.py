@@ -101,4 +101,4 @@ def truncated_svd(delta: jax.Array, rank: int) -> Factors:
     matrix = delta.reshape(matrix_shape(delta.shape))
     left, values, right = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
     root = jnp.sqrt(values[:rank])
-    return Factors(left[:, :rank] * root, right[:rank].T * root)
+    return Factors(left[:, :rank] * root[None], right[:rank].T * root[None])

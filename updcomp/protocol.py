@@ -87,7 +87,7 @@ def deliver(packet: Packet, deployed: PyTree, model: Path, update: Path, *, devi
     try:
         device(model, update, new)
         applied_at = time.perf_counter()
-        variables = trees.from_model(files.read_model(new), deployed)
+        variables = trees.from_model(files.read_model(new).model, deployed)
     finally:
         new.unlink(missing_ok=True)
     return Round(update, update.stat().st_size, variables, 0.0, encoded_at - start, applied_at - encoded_at)

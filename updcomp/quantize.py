@@ -50,7 +50,7 @@ def dynamic_step(x: jax.Array, bits: int, *, where: jax.Array | None = None) -> 
     magnitude = jnp.where(used, jnp.abs(x), 0)
     step = jnp.max(magnitude, initial=0) / level
     if bits in _NORMAL_STEP:
-        rms = jnp.sqrt(jnp.sum(magnitude**2) / jnp.maximum(jnp.sum(used), 1))
+        rms = jnp.sqrt(jnp.sum(magnitude**2) / jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1))
         step = jnp.minimum(step, _NORMAL_STEP[bits] * rms)
     return jax.lax.reduce_precision(jnp.maximum(step, _SMALLEST_STEP), exponent_bits=8, mantissa_bits=7)
 

@@ -90,11 +90,15 @@ def budget(ratio: float, size: int) -> int:
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
-    """uint32 keys in the order of the scores; both zeros are equal, NaN is the lowest."""
-    scores = scores.astype(jnp.float32)
-    scores = jnp.where(scores == 0, 0.0, jnp.where(jnp.isnan(scores), -jnp.inf, scores))
-    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+    """uint32 keys in the order of the scores; both zeros are equal, NaN is the lowest.
+
+    Bits alone decide: float comparisons would flush subnormal scores to zero on some backends.
+    """
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    key = jnp.where(bits >> 31 == 0, bits | np.uint32(1 << 31), ~bits)
+    key = jnp.where(magnitude == 0, np.uint32(1 << 31), key)
+    return jnp.where(magnitude > np.uint32(0x7F800000), ~np.uint32(0xFF800000), key)
 
 
 def _index(shape: tuple[int, ...]) -> jax.Array:

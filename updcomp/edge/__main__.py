@@ -1,9 +1,10 @@
 """The device's command line: `python -m updcomp.edge apply | verify | inspect`."""
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from updcomp.edge import files
@@ -47,24 +48,39 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    files.check_suffix(options.output)
     if options.output.is_dir():
         raise errors.FileError(f"{options.output}: expected a file to write, found a folder")
+    files.check_suffix(options.output)
     if options.output.exists() and options.old.exists() and options.output.samefile(options.old):
         raise errors.FileError(f"{options.output}: expected another file than OLD, which is never changed")
-    old = files.read_model(options.old)
-    new = container.apply_update(files.read_bytes(options.update), old.model)
-    files.write_model(options.output, new, old.metadata)
+    files.write_model(options.output, *_updated(options))
 
 
 def _verify(options: argparse.Namespace) -> None:
-    update = files.read_bytes(options.update)
-    container.apply_update(update, files.read_model(options.old).model)
-    print(f"{options.update}: applies to {options.old} and gives {container.inspect(update)['result']}")
+    _updated(options)
+    print(f"{options.update} applies to {options.old}")
+
+
+def _updated(options: argparse.Namespace) -> files.ModelFile:
+    """OLD with UPDATE applied."""
+    old, update = files.read_model(options.old), files.read_bytes(options.update)
+    with _about(options.update):
+        return old._replace(model=container.apply_update(update, old.model))
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    print(json.dumps(container.inspect(files.read_bytes(options.update)), indent=2))
+    update = files.read_bytes(options.update)
+    with _about(options.update):
+        print(json.dumps(container.inspect(update), indent=2))
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Names the file in errors about its content."""
+    try:
+        yield
+    except errors.Error as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

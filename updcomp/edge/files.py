@@ -1,6 +1,5 @@
 """Models and updates in files: checked when read, whole or absent when written."""
 
-import contextlib
 import os
 import secrets
 import zipfile
@@ -121,7 +120,24 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise errors.FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
 
 
-def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a whole file: all of it, or nothing.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      content: its bytes.
+
+    Raises:
+      FileError: it cannot be written; nothing is left behind.
+    """
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    replace_file(path, write)
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Writes a file under a temporary name in its folder, syncs it, and renames it.
 
     Args:

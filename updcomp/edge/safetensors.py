@@ -14,7 +14,8 @@ _METADATA = "__metadata__"
 # The format's names; a pair of dtype name and width stands for a dtype that NumPy lacks.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
-    **{f"{kind.upper()}{8 * width}": np.dtype(f"<{kind}{width}") for kind in "iuf" for width in (1, 2, 4, 8)[kind == "f" :]},
+    **{f"{kind.upper()}{8 * width}": np.dtype(f"<{kind}{width}") for kind in "iu" for width in (1, 2, 4, 8)},
+    **{f"F{8 * width}": np.dtype(f"<f{width}") for width in (2, 4, 8)},
     "C64": np.dtype("<c8"),
     "BF16": dtypes.BFLOAT16,
     "F8_E4M3": np.dtype([("float8_e4m3fn", "|u1")]),

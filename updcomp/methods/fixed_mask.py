@@ -18,7 +18,7 @@ _Positions = Callable[[np.ndarray, int, int, int], np.ndarray]  # (leaf, seed, l
 _SEEDS = 2**14  # a seed of two bytes on the wire
 
 
-def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 3.0) -> base.Method:
+def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Method:
     """Trains a random share of each kernel, drawn from a seed that travels in place of the positions.
 
     The *structured random mask* of Konecny et al.: Federated Learning (arXiv 1610.05492), section 2.
@@ -42,7 +42,7 @@ def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: floa
     return _fixed_mask("random_mask", seeded, Seeded, ratio, bits, aux, rate)
 
 
-def magnitude_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 3.0) -> base.Method:
+def magnitude_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Method:
     """Trains the weights of largest deployed magnitude in each kernel: the device finds the same ones.
 
     Args:

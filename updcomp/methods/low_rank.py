@@ -14,7 +14,7 @@ from updcomp.wire import packet
 from updcomp.wire.packet import Packet
 
 
-def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 1.0) -> base.Method:
+def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10.0) -> base.Method:
     """Trains and sends two factors per kernel, as integers whose product the device forms exactly.
 
     Args:

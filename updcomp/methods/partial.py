@@ -18,7 +18,7 @@ GLOBAL_SHARE = {"combined": 0.5, "global": 1.0, "local": 0.0}
 
 
 def partial(
-    *, ratio: float, scores: str = "combined", bits: int = 8, aux: int | None = 16, rate: float = 1.0, sparse_rate: float = 3.0
+    *, ratio: float, scores: str = "combined", bits: int = 8, aux: int | None = 16, rate: float = 1.0, sparse_rate: float = 10.0
 ) -> base.Method:
     """Sends the weights with the largest contribution to the loss reduction, after training them once more alone.
 

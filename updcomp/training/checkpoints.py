@@ -115,7 +115,7 @@ def load_model(path: str | Path) -> dict[str, Any]:
     """Reads a model from an Orbax folder, made by any program.
 
     Args:
-      path: a folder with one saved tree: from `save_model`, any Orbax checkpointer, or one step of a checkpoint manager.
+      path: a folder with one saved tree: of `save_model`, any Orbax checkpointer, or a step of a checkpoint manager.
 
     Returns:
       A nested dict of `np.ndarray`, with the dtypes as saved, bfloat16 and float8 included.

@@ -125,7 +125,7 @@ def of_classes(dataset: Dataset, classes: Collection[int]) -> Dataset:
 
 def _digits() -> Source:
     """Every third sample of each class, in random order, is a test sample; the pixels 0..16 become 0..255."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # here, as it takes a second to import
+    from sklearn.datasets import load_digits  # here, as it takes a second to import
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -140,7 +140,7 @@ def _digits() -> Source:
 
 def _prepared(name: str, data_dir: str | Path | None) -> Source:
     """A prepared dataset of TensorFlow Datasets, read from its files alone: neither TensorFlow nor its code."""
-    import tensorflow_datasets as tfds  # type: ignore[import-untyped]  # here, as only this needs it
+    import tensorflow_datasets as tfds  # here, as only this needs it
 
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]

@@ -28,6 +28,8 @@ def count_correct(apply: Apply, variables: Variables, dataset: Dataset, *, batch
       int32 scalar.
     """
     total = len(dataset.labels)
+    if not total:
+        return jnp.int32(0)
     size = min(batch_size, total)
 
     def add(batch: jax.Array, count: jax.Array) -> jax.Array:
@@ -35,7 +37,7 @@ def count_correct(apply: Apply, variables: Variables, dataset: Dataset, *, batch
         labels = jnp.where(rows < total, jnp.asarray(dataset.labels)[rows], _NO_LABEL)
         return count + _hits(apply, variables, jnp.asarray(dataset.images)[rows], labels)
 
-    count: jax.Array = jax.lax.fori_loop(0, -(-total // size) if total else 0, add, jnp.int32(0))
+    count: jax.Array = jax.lax.fori_loop(0, -(-total // size), add, jnp.int32(0))
     return count
 
 

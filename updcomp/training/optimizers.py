@@ -33,7 +33,9 @@ def with_learning_rate(factory: OptimizerFactory) -> optax.GradientTransformatio
     def update(
         gradients: PyTree, state: optax.OptState, params: PyTree | None = None, *, learning_rate: Any, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
-        updates, state = inner.update(gradients, state, params, **extra)
+        # Adam's bias correction mixes dtypes, which would fail in a strict session.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = inner.update(gradients, state, params, **extra)
         return jax.tree.map(lambda u: (learning_rate * u).astype(u.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,1 @@
+"""The wire format: packets of integers, their coding into bytes, and their exact application. Needs NumPy alone."""

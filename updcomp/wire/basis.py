@@ -14,9 +14,9 @@ from updcomp.wire import dtypes, errors, hashing
 FRACTION = 14  # fractional bits of the basis vectors
 MAX_RANK = 1024
 _WEIGHT_BITS = 15
-_EXACT_BITS = 53
+_LONGEST = (1 << 24) - 1  # rows or columns, for which all sums stay below 2^53
 _POWER_ITERATIONS = 2
-_DEPENDENT = 2.0**-8  # a column that loses so much of its length to the earlier ones is replaced
+_DEPENDENT = 2.0**-8  # a vector of which the earlier ones leave no more than this is replaced
 
 
 def of(leaf: dtypes.Array, rank: int, *, seed: int, index: int) -> tuple[dtypes.Array, dtypes.Array]:
@@ -36,19 +36,22 @@ def of(leaf: dtypes.Array, rank: int, *, seed: int, index: int) -> tuple[dtypes.
 
     Raises:
       NonFiniteError: a weight is NaN or infinite.
-      LeafError: the rank is out of range, or the leaf too large for exact sums.
+      LeafError: the rank is out of range, or the leaf too long for exact sums.
     """
     fan_in, fan_out = dtypes.as_matrix_shape(leaf.shape)
     if not 1 <= rank <= max_rank(leaf.shape):
         raise errors.LeafError(f"rank: expected 1 to {max_rank(leaf.shape)} for shape {leaf.shape}, found {rank}")
+    if max(fan_in, fan_out) > _LONGEST:
+        raise errors.LeafError(f"basis: expected at most {_LONGEST} rows and columns, found shape {leaf.shape}")
     weights = _to_integers(leaf).reshape(fan_in, fan_out)
     signs = _Signs(hashing.stream_key(seed, index, hashing.BASIS))
     columns_in, columns_out = min(rank, fan_in), min(rank, fan_out)
-    right = signs.draw(fan_out, columns_out)
+    right = signs.draw(columns_out, fan_out)
     for _ in range(1 + _POWER_ITERATIONS):
-        left = _orthonormal(_product(weights, right), columns_in, signs)
-        right = _orthonormal(_product(weights.T, left[:, :columns_out]), columns_out, signs)
-    return left, right
+        # Weights up to 2^15 times entries up to 2^14, fewer than 2^24 of them: sums below 2^53.
+        left = _orthonormal(right @ weights.T, columns_in, signs)
+        right = _orthonormal(left[:columns_out] @ weights, columns_out, signs)
+    return left.T, right.T
 
 
 def max_rank(shape: tuple[int, ...]) -> int:
@@ -74,10 +77,10 @@ class _Signs:
         self._next = 0
 
     def draw(self, rows: int, columns: int) -> dtypes.Array:
-        """float64 (rows, columns) of -1 and 1, filled column by column."""
+        """float64 (rows, columns) of -1 and 1."""
         signs = hashing.signs(self._key, self._next, rows * columns)
         self._next += rows * columns
-        return signs.reshape(columns, rows).T
+        return signs.reshape(rows, columns)
 
 
 def _to_integers(leaf: dtypes.Array) -> dtypes.Array:
@@ -85,7 +88,7 @@ def _to_integers(leaf: dtypes.Array) -> dtypes.Array:
     weights = dtypes.to_floats(leaf).astype(np.float64).reshape(-1)
     largest = float(np.abs(weights).max())
     if not math.isfinite(largest):
-        raise errors.NonFiniteError("basis: expected finite deployed weights, found NaN or infinity; send the leaf whole")
+        raise errors.NonFiniteError("basis: expected finite deployed weights, found NaN or infinity; send it exactly")
     if largest == 0:
         return weights
     weights /= largest
@@ -93,58 +96,45 @@ def _to_integers(leaf: dtypes.Array) -> dtypes.Array:
     return np.rint(weights, out=weights)
 
 
-def _product(left: dtypes.Array, right: dtypes.Array) -> dtypes.Array:
-    """left @ right of integers, exactly.
-
-    Raises:
-      LeafError: a partial sum could reach 2^53.
-    """
-    if left.size and right.size:
-        bound = left.shape[1] * int(np.abs(left).max()) * int(np.abs(right).max())
-        if bound >= 1 << _EXACT_BITS:
-            raise errors.LeafError(f"basis: expected sums below 2^53, found up to {bound}; the leaf is too large")
-    return left @ right
-
-
-def _orthonormal(columns: dtypes.Array, count: int, signs: _Signs) -> dtypes.Array:
-    """Gram-Schmidt, twice per column, in fixed point.
+def _orthonormal(vectors: dtypes.Array, count: int, signs: _Signs) -> dtypes.Array:
+    """Gram-Schmidt, twice per vector, in fixed point.
 
     Args:
-      columns: float64 (n, m) of integers; a column that depends on the earlier ones gives way to random signs.
-      count: number of columns wanted, at least m and at most n.
-      signs: source of the random columns.
+      vectors: float64 (m, n) of integers; a row that depends on the earlier ones gives way to random signs.
+      count: number of vectors wanted, at least m and at most n.
+      signs: source of the random vectors.
 
     Returns:
-      float64 (n, count) of integers, columns of length about 2^14.
+      float64 (count, n) of integers, rows of length about 2^14.
     """
-    size = len(columns)
-    basis = np.zeros((size, count))
-    # A column scaled to 2^bits has a squared length below 2^52, and fits in it: exact.
-    bits = (_EXACT_BITS - 1 - (size - 1).bit_length()) // 2
+    size = vectors.shape[1]
+    basis = np.empty((count, size))
+    # With entries up to 2^bits, the squared length is at most 2^52 and exact.
+    bits = (52 - (size - 1).bit_length()) // 2
     for j in range(count):
-        column = _residual(_scaled(columns[:, j], bits), basis[:, :j], bits) if j < columns.shape[1] else None
-        while column is None:
+        vector = _residual(_scaled(vectors[j], bits), basis[:j], bits) if j < len(vectors) else None
+        while vector is None:
             # Signs span the space, so one of them has enough outside any smaller span.
-            column = _residual(_scaled(signs.draw(size, 1)[:, 0], bits), basis[:, :j], bits)
-        basis[:, j] = np.rint(column * (2.0**FRACTION / math.sqrt(float(column @ column))))
+            vector = _residual(_scaled(signs.draw(1, size)[0], bits), basis[:j], bits)
+        basis[j] = np.rint(vector * (2.0**FRACTION / math.sqrt(float(vector @ vector))))
     return basis
 
 
-def _scaled(column: dtypes.Array, bits: int) -> dtypes.Array:
-    """The column scaled so that its largest magnitude is 2^bits; zeros stay zeros."""
-    largest = float(np.abs(column).max())
-    return np.rint(column / largest * 2.0**bits) if largest else column
+def _scaled(vector: dtypes.Array, bits: int) -> dtypes.Array:
+    """The vector scaled so that its largest magnitude is 2^bits; zeros stay zeros."""
+    largest = float(np.abs(vector).max())
+    return np.rint(vector / largest * 2.0**bits) if largest else vector
 
 
-def _residual(column: dtypes.Array, basis: dtypes.Array, bits: int) -> dtypes.Array | None:
-    """What the column has outside the span of the basis, scaled; None where that is next to nothing."""
+def _residual(vector: dtypes.Array, basis: dtypes.Array, bits: int) -> dtypes.Array | None:
+    """What the vector has outside the span of the basis, scaled; None where that is next to nothing."""
     for _ in range(2):
-        before = float(column @ column)
-        # Exact: the column is shorter than 2^26 and the basis vectors than 2^15, which bounds the first sums by 2^41 and
-        # the weights by 2^27; 1024 products of those with entries up to 2^14 stay below 2^51.
-        weights = np.rint((basis.T @ column) * 2.0**-FRACTION)
-        column = column - np.rint((basis @ weights) * 2.0**-FRACTION)
-        if before == 0 or float(column @ column) < before * _DEPENDENT**2:
+        before = float(vector @ vector)
+        # Exact: the vector is shorter than 2^26.5 and the basis vectors are shorter than 2^15, which bounds the first
+        # sums by 2^42 and the weights by 2^28; 1024 products of those with entries up to 2^14 stay below 2^53.
+        weights = np.rint((basis @ vector) * 2.0**-FRACTION)
+        vector = vector - np.rint((weights @ basis) * 2.0**-FRACTION)
+        if float(vector @ vector) <= before * _DEPENDENT**2:
             return None
-        column = _scaled(column, bits)
-    return column
+        vector = _scaled(vector, bits)
+    return vector

@@ -26,6 +26,16 @@ class Writer:
         self._values.append(values)
         self._widths.append(widths)
 
+    @property
+    def cost(self) -> int:
+        """Bits pushed so far."""
+        return sum(int(widths.sum(dtype=np.int64)) for widths in self._widths)
+
+    def extend(self, other: "Writer") -> None:
+        """Adds the integers of another writer."""
+        self._values += other._values
+        self._widths += other._widths
+
     def finish(self) -> bytes:
         """The section: bit i of it is bit i % 8 of byte i // 8; the last byte is filled with zeros."""
         if not self._values:

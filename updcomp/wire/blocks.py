@@ -1,70 +1,53 @@
 """Blocks as bytes: what each kind puts into the raw section and the coded segments."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from updcomp.wire import basis, dtypes, errors, packet, streams
-
-KINDS: tuple[type, ...] = (
-    packet.Raw,
-    packet.Exact,
-    packet.Half,
-    packet.Dense,
-    packet.Sparse,
-    packet.Seeded,
-    packet.Magnitude,
-    packet.Factors,
-    packet.Coefficients,
-)  # the index is the kind's number on the wire; new kinds go to the end
-STEPLESS = (packet.Raw, packet.Exact, packet.Half)
+from updcomp.wire import basis, contexts, dtypes, errors, packet, streams
+from updcomp.wire.header import Head
 
 
-class Head(NamedTuple):
-    """What a block's header says."""
-
-    kind: type  # of `KINDS`
-    index: int  # of the leaf in sorted name order
-    step: float  # 0 for the kinds without
-
-
-def write(block: packet.Block, old: dtypes.Array, writer: streams.Writer) -> type:
+def write(block: packet.Block, old: dtypes.Array, leaf: int, writer: streams.Writer) -> Head:
     """Codes a block.
 
     Args:
       block: for this leaf; it fits.
       old: the held leaf.
+      leaf: its index.
       writer: takes the block's segments.
 
     Returns:
-      The kind that was written: Raw instead of an Exact block that codes larger.
+      The block's header: Raw instead of an Exact block that codes larger.
     """
     match block:
         case packet.Raw(new):
             writer.raw(dtypes.hold(new))
         case packet.Exact(new):
-            if not writer.differences(dtypes.hold(new), old):
-                writer.raw(dtypes.hold(new))
-                return packet.Raw
+            if not contexts.write_differences(writer, dtypes.hold(new), old):
+                return write(packet.Raw(new), old, leaf, writer)
         case packet.Half(delta):
             writer.raw(dtypes.hold(delta))
         case packet.Dense(values):
-            writer.matrix(values, dtypes.as_matrix_shape(old.shape))
+            contexts.write_matrix(writer, values, dtypes.as_matrix_shape(old.shape))
         case packet.Sparse(places, values):
-            writer.number(len(values))
-            writer.integers(np.diff(places, prepend=-1) - 1, signed=False)
-            writer.integers(values.astype(np.int64), signed=True)
+            sent = values != 0
+            _write_values(writer, values[sent])
+            writer.integers(np.diff(places[sent], prepend=-1) - 1, signed=False)
         case packet.Seeded(values) | packet.Magnitude(values):
-            writer.number(len(values))
-            writer.integers(values.astype(np.int64), signed=True)
+            _write_values(writer, values)
         case packet.Factors(left, right):
             writer.number(left.shape[1])
-            writer.matrix(left, left.shape)
-            writer.matrix(right, right.shape)
+            contexts.write_matrix(writer, left, left.shape)
+            contexts.write_matrix(writer, right, right.shape)
         case packet.Coefficients(values, rank):
             writer.number(rank)
-            writer.matrix(values, values.shape)
-    return type(block)
+            contexts.write_matrix(writer, values, values.shape)
+    return Head(type(block), leaf, 0.0 if isinstance(block, packet.Raw | packet.Exact | packet.Half) else block.step)
+
+
+def _write_values(writer: streams.Writer, values: dtypes.Array) -> None:
+    """Their number and the values."""
+    writer.number(len(values))
+    writer.integers(values, signed=True)
 
 
 def read(head: Head, old: dtypes.Array, reader: streams.Reader) -> packet.Block:
@@ -86,26 +69,25 @@ def read(head: Head, old: dtypes.Array, reader: streams.Reader) -> packet.Block:
     if kind is packet.Raw:
         return packet.Raw(reader.raw(old.shape, old.dtype))
     if kind is packet.Exact:
-        return packet.Exact(reader.differences(old))
+        return packet.Exact(contexts.read_differences(reader, old))
     dtypes.compute_dtype(old)
-    fan_in, fan_out = dtypes.as_matrix_shape(old.shape)
     if kind is packet.Half:
         return packet.Half(reader.raw(old.shape, np.dtype("<f2")))
+    fan_in, fan_out = dtypes.as_matrix_shape(old.shape)
     if kind is packet.Dense:
-        return packet.Dense(reader.matrix((fan_in, fan_out)).reshape(old.shape), step)
-    if kind is packet.Sparse:
-        count = _bounded(reader.number(), old.size)
-        places = _places(reader.integers(count, signed=False), old.size)
-        return packet.Sparse(places, reader.values(count), step)
-    if kind is packet.Seeded:
-        return packet.Seeded(reader.values(_bounded(reader.number(), old.size)), step)
-    if kind is packet.Magnitude:
-        return packet.Magnitude(reader.values(_bounded(reader.number(), old.size)), step)
+        return packet.Dense(contexts.read_matrix(reader, (fan_in, fan_out)).reshape(old.shape), step)
     if kind is packet.Factors:
         rank = _bounded(reader.number(), min(fan_in, fan_out))
-        return packet.Factors(reader.matrix((fan_in, rank)), reader.matrix((fan_out, rank)), step)
-    rank = _bounded(reader.number(), basis.max_rank(old.shape))
-    return packet.Coefficients(reader.matrix((min(rank, fan_in), min(rank, fan_out))), rank, step)
+        left, right = (contexts.read_matrix(reader, (rows, rank)) for rows in (fan_in, fan_out))
+        return packet.Factors(left, right, step)
+    if kind is packet.Coefficients:
+        rank = _bounded(reader.number(), basis.max_rank(old.shape))
+        return packet.Coefficients(contexts.read_matrix(reader, (min(rank, fan_in), min(rank, fan_out))), rank, step)
+    count = _bounded(reader.number(), old.size)
+    values = reader.integers(count, signed=True, dtype=np.int32)
+    if kind is packet.Sparse:
+        return packet.Sparse(_places(reader.integers(count, signed=False), old.size), values, step)
+    return packet.Seeded(values, step) if kind is packet.Seeded else packet.Magnitude(values, step)
 
 
 def _bounded(number: int, largest: int) -> int:

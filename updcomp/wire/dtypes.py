@@ -15,8 +15,16 @@ Model: TypeAlias = dict[str, Array]
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
-_PLAIN = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-_FLOATS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+_PLAIN = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+}
+_FLOATS: dict[str, type[np.floating[Any]]] = {
+    "float16": np.float32,
+    "bfloat16": np.float32,
+    "float32": np.float32,
+    "float64": np.float64,
+}
 _EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}  # mantissa, exponent bits
 
 
@@ -151,7 +159,8 @@ def exponents(leaf: Array) -> Array | None:
         return None
     mantissa, exponent = _EXPONENT[name(leaf.dtype)]
     bits = flat_bits(leaf)
-    return ((bits >> bits.dtype.type(mantissa)) & bits.dtype.type((1 << exponent) - 1)).astype(np.int64)
+    fields: Array = (bits >> bits.dtype.type(mantissa)) & bits.dtype.type((1 << exponent) - 1)
+    return fields.astype(np.int64)
 
 
 def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def leaf_digest(name: str, leaf: dtypes.Array) -> bytes:
     for text in (name.encode(), dtypes.name(leaf.dtype).encode()):
         digest.update(struct.pack("<I", len(text)) + text)
     digest.update(struct.pack(f"<I{leaf.ndim}Q", leaf.ndim, *leaf.shape))
-    digest.update(dtypes.flat_bits(leaf))
+    digest.update(dtypes.flat_bits(leaf).data)
     return digest.digest()
 
 

@@ -1,8 +1,8 @@
 """Probabilities of tokens that both sides compute alike: a parametric prior that the counts of earlier tokens correct.
 
 No table is sent. A segment is coded in chunks that double; within a chunk the frequencies are fixed, and after it the
-counts of its tokens are added. The prior is a two-sided (signed) or one-sided geometric distribution whose half-life
-is 2^((scale - 8) / 2): one symbol chooses it. All arithmetic here is on integers, so it is the same on every machine.
+counts of its tokens are added. The prior is a two-sided (signed) or one-sided geometric distribution of a mean
+magnitude 2^((scale - 20) / 2). All arithmetic here is on integers, so it is the same on every machine.
 """
 
 import functools
@@ -13,12 +13,22 @@ import numpy as np
 
 from updcomp.wire import dtypes, rans, tokens
 
-SCALES = 128  # half-octaves: half-lives from 2^-4 to 2^59.5
+SCALE_BITS = 7
+SCALES = 1 << SCALE_BITS  # half-octaves of the mean magnitude, from 2^-10
+UNIT_SCALE = 20  # of a mean magnitude of 1
 _FIRST_CHUNK = 64
+_LONGEST_CHUNK = 1 << 20  # bounds the decoder's temporaries
 _PRIOR_TOTAL = 1 << 16
 _COUNT_WEIGHT = 1 << 11  # the prior weighs as much as 2^16 / 2^11 = 32 tokens
 _FRACTION = 12  # fractional bits of logarithms
 _UNIT = 1 << 30
+
+# Bits by which a weight falls per unit of magnitude, asinh(1 / mean) / log(2), times 2^16. Beyond the table they halve
+# with every octave, as they nearly do at its end.
+_DECAYS = (
+    *(720896, 688128, 655360, 622592, 589824, 557057, 524289, 491523, 458758, 425996, 393239, 360494, 327772, 295096),
+    *(262511, 230106, 198052, 166665, 136494, 108373, 83333, 62258, 45498, 32768, 23398, 16628, 11788, 8346),
+)
 
 # 2^-(1/2), 2^-(1/4), 2^-(1/8) ... in units of 2^-30, by repeated square roots.
 _ROOTS = [math.isqrt(_UNIT * _UNIT // 2)]
@@ -35,11 +45,21 @@ def _exp2(negative: int) -> int:
     return result >> min(negative >> _FRACTION, 31)
 
 
-@functools.lru_cache(maxsize=4096)
-def prior(scale: int, alphabet: int, signed: bool) -> tuple[int, ...]:
-    """Weights of the tokens under a geometric distribution.
+def _stands_for(token: int, signed: bool) -> tuple[int, int]:
+    """(logarithm of how many u share the token, twice the magnitude in their middle)."""
+    if token < tokens.DIRECT:
+        return 0, (token + 1) // 2 * 2 if signed else 2 * token
+    exponent, second = divmod(token - tokens.DIRECT, 2)
+    width = exponent + 3
+    middle = (2 * (2 + second) + 1) << (width - 1)
+    return width, middle if signed else 2 * middle
 
-    weight(token) = (how many u it stands for) * 2^-(magnitude of its middle / half-life), half-life 2^((scale - 8) / 2).
+
+@functools.lru_cache(maxsize=1 << 12)
+def prior(scale: int, alphabet: int, signed: bool) -> tuple[int, ...]:
+    """Weights of the tokens under a geometric distribution of a mean magnitude 2^((scale - 20) / 2).
+
+    weight(token) = (how many u it stands for) * 2^-(decay * magnitude of its middle), all in integers.
 
     Args:
       scale: from 0 to `SCALES` - 1.
@@ -49,20 +69,15 @@ def prior(scale: int, alphabet: int, signed: bool) -> tuple[int, ...]:
     Returns:
       `alphabet` integers >= 0 whose sum is at most, and about, 2^16.
     """
-    root = 46341 if scale % 2 else 65536  # 2^16 / sqrt(2) where the scale is odd
+    octaves = max(0, (scale - len(_DECAYS) + 2) // 2)
+    decay = _DECAYS[scale - 2 * octaves]
     logarithms = []
     for token in range(alphabet):
-        if token < tokens.DIRECT:
-            width, doubled = 0, (token + 1) // 2 * 2 if signed else 2 * token
-        else:
-            exponent, second = (token - tokens.DIRECT) // 2 + 4, token % 2
-            width = exponent - 1
-            doubled = (2 * (2 + second) + 1 << width - 1) * (1 if signed else 2)
-        # doubled / 2 / half-life in units of 2^-12; the root carries 2^16, the half-life 2^(scale // 2 - 4).
-        decay = (doubled * root << 16) >> (scale // 2 + 17)
-        logarithms.append((width << _FRACTION) - decay)
+        width, doubled = _stands_for(token, signed)
+        # 17 = 16 fractional bits of the decay, one of the doubling.
+        logarithms.append((width << _FRACTION) - (decay * doubled >> (17 - _FRACTION + octaves)))
     top = max(logarithms)
-    weights = [_exp2(min(top - logarithm, 32 << _FRACTION)) for logarithm in logarithms]
+    weights = [_exp2(top - logarithm) for logarithm in logarithms]
     total = sum(weights)
     return tuple(weight * _PRIOR_TOTAL // total for weight in weights)
 
@@ -79,10 +94,10 @@ def normalise(weights: dtypes.Array) -> dtypes.Array:
       int64 (contexts, symbols).
 
     >>> normalise(np.array([[3, 1, 0]])).tolist()
-    [[12287, 4096, 1]]
+    [[12286, 4096, 2]]
     """
     symbols = weights.shape[1]
-    frequencies = 1 + weights * (rans.TOTAL - symbols) // weights.sum(axis=1, keepdims=True)
+    frequencies: dtypes.Array = 1 + weights * (rans.TOTAL - symbols) // weights.sum(axis=1, keepdims=True)
     rows = np.arange(len(weights))
     frequencies[rows, frequencies.argmax(axis=1)] += rans.TOTAL - frequencies.sum(axis=1)
     return frequencies
@@ -91,13 +106,15 @@ def normalise(weights: dtypes.Array) -> dtypes.Array:
 class Adaptive:
     """Frequencies of every context, from its prior and the tokens seen in it."""
 
-    def __init__(self, priors: dtypes.Array) -> None:
+    def __init__(self, scales: dtypes.Array, alphabet: int, *, signed: bool) -> None:
         """Starts with the priors.
 
         Args:
-          priors: int64 (contexts, alphabet), rows as `prior` returns them.
+          scales: integers (contexts,), the scale of each context's prior.
+          alphabet: number of tokens.
+          signed: as in `prior`.
         """
-        self._weights = priors.copy()
+        self._weights = np.array([prior(int(scale), alphabet, signed) for scale in scales], np.int64)
 
     def frequencies(self) -> dtypes.Array:
         """int64 (contexts, alphabet), as `normalise` returns them."""
@@ -117,12 +134,30 @@ class Adaptive:
 
 
 def chunks(count: int) -> Iterator[slice]:
-    """The parts of a segment: 64 tokens, then as many as all before.
+    """The parts of a segment: 64 tokens, then as many as all before, at most 2^20.
 
     >>> [(part.start, part.stop) for part in chunks(200)]
     [(0, 64), (64, 128), (128, 200)]
     """
-    start, stop = 0, _FIRST_CHUNK
+    start = 0
     while start < count:
-        yield slice(start, min(stop, count))
-        start, stop = stop, 2 * stop
+        stop = min(start + min(max(start, _FIRST_CHUNK), _LONGEST_CHUNK), count)
+        yield slice(start, stop)
+        start = stop
+
+
+@functools.lru_cache(maxsize=64)
+def _all_costs(alphabet: int, signed: bool) -> dtypes.Array:
+    """float64 (SCALES, alphabet): bits of every token under every prior."""
+    priors = np.array([prior(scale, alphabet, signed) for scale in range(SCALES)], np.int64)
+    return rans.PRECISION - np.log2(normalise(priors))
+
+
+def best_scale(histogram: dtypes.Array, *, signed: bool) -> int:
+    """The scale of the prior under which tokens with this histogram are most likely.
+
+    Args:
+      histogram: integers (alphabet,).
+      signed: as in `prior`.
+    """
+    return int(np.argmin(_all_costs(len(histogram), signed) @ histogram))

@@ -81,6 +81,15 @@ class Encoder:
         if len(starts):
             self._segments.append((starts.astype(np.uint16), sizes.astype(np.uint16)))
 
+    @property
+    def cost(self) -> float:
+        """The ideal length of everything pushed, in bits."""
+        return sum(information(sizes) for _, sizes in self._segments)
+
+    def extend(self, other: "Encoder") -> None:
+        """Adds the segments of another encoder."""
+        self._segments += other._segments
+
     def finish(self, lanes: int | None = None) -> tuple[int, bytes]:
         """Encodes everything pushed.
 
@@ -93,7 +102,7 @@ class Encoder:
         """
         if not self._segments:
             return 0, b""
-        lanes = lanes or choose_lanes(sum(information(sizes) for _, sizes in self._segments) / 8)
+        lanes = lanes or choose_lanes(self.cost / 8)
         states = np.full(lanes, _LOWEST, np.int64)
         words: list[dtypes.Array] = []
         for starts, sizes in self._steps(lanes):

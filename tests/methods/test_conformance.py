@@ -1,0 +1,191 @@
+"""What every method must hold to, on real digits."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import updcomp
+from updcomp import protocol, trees
+from updcomp.methods import METHODS
+from updcomp.training import data, loop, models
+from updcomp.training.loop import Task
+from updcomp.wire import apply, container
+
+# One row a way of using a method; `small` says that the update must be smaller than the raw model.
+TABLE = [
+    ("full", {}, False),
+    ("full", {"bits": 4}, True),
+    ("full", {"bits": 2, "aux": None}, True),
+    ("partial", {"ratio": 0.02}, True),
+    ("partial", {"ratio": 0.02, "scores": "global", "aux": 4}, True),
+    ("partial", {"ratio": 1.0, "scores": "local", "aux": None}, True),
+    ("low_rank", {"rank": 1}, True),
+    ("low_rank", {"rank": 4, "bits": 4, "aux": 8}, True),
+    ("subspace", {"rank": 4}, True),
+    ("subspace", {"rank": 64, "bits": 2, "aux": 16}, True),
+    ("random_mask", {"ratio": 0.05}, True),
+    ("random_mask", {"ratio": 1.0, "bits": 8, "aux": None}, True),
+    ("magnitude_mask", {"ratio": 0.05}, True),
+]
+ROWS = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in TABLE]
+MODELS = {"mlp": models.mlp(hidden=(24,)), "cnn": models.vgg(stages=((4,), (8,)), dense=(16,))}
+
+
+@functools.cache
+def world(model: str) -> tuple[dict, Task]:
+    """A model deployed for even digits, and the task of learning all of them."""
+    source = data.load("digits")
+    train, validation = data.split(source.train, (200, 100), seed=0)
+    network = MODELS[model]
+    task = Task(network.apply, jax.device_put(train), jax.device_put(validation), optax.adam, 1e-2, epochs=2, batch_size=50)
+    return network.init(jax.random.key(0), train.images), task
+
+
+@functools.cache
+def packet_of(name, options, model="mlp", seed=0):
+    deployed, task = world(model)
+    return METHODS[name](**dict(options))(jax.random.key(seed), deployed, task)
+
+
+def make(name, options, model="mlp", seed=0):
+    return packet_of(name, tuple(sorted(options.items())), model, seed)
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+@pytest.mark.parametrize("model", MODELS)
+def test_structure_dtypes_and_shapes_are_kept(name, options, model):
+    deployed, _ = world(model)
+    new = updcomp.apply(updcomp.encode(make(name, options, model), deployed), deployed)
+    assert jax.tree.structure(new) == jax.tree.structure(deployed)
+    for one, other in zip(jax.tree.leaves(new), jax.tree.leaves(deployed), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert jnp.all(jnp.isfinite(one))
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+def test_decoding_gives_the_encoded_packet(name, options):
+    deployed, _ = world("mlp")
+    model = trees.to_model(deployed)
+    packet = make(name, options)
+    decoded = container.decode(container.encode(packet, model), model)
+    expected, found = apply.apply(packet, model), apply.apply(decoded, model)
+    assert all(expected[leaf].tobytes() == found[leaf].tobytes() for leaf in model)
+    assert container.encode(decoded, model) == container.encode(packet, model)
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+def test_the_device_gets_what_the_server_computes(name, options, tmp_path):
+    deployed, _ = world("mlp")
+    held, update = tmp_path / "model.safetensors", tmp_path / "update"
+    protocol.save(deployed, held)
+    packet = make(name, options)
+    done = protocol.deliver(packet, deployed, held, update)
+    assert done.update_bytes == update.stat().st_size == len(updcomp.encode(packet, deployed))
+    server = apply.apply(packet, trees.to_model(deployed))
+    device = trees.to_model(done.variables)
+    assert all(server[leaf].tobytes() == device[leaf].tobytes() for leaf in server)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "update"]
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+def test_the_key_decides_everything(name, options):
+    deployed, task = world("mlp")
+    again = METHODS[name](**options)(jax.random.key(0), deployed, task)
+    assert updcomp.encode(again, deployed) == updcomp.encode(make(name, options), deployed)
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+def test_a_second_round_compiles_nothing(name, options):
+    deployed, task = world("mlp")
+    method = METHODS[name](**options)
+    method(jax.random.key(0), deployed, task)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        # Other weights, fewer samples and another learning rate: the same shapes.
+        other = task._replace(samples=np.arange(120), learning_rate=3e-3)
+        method(jax.random.key(1), jax.tree.map(lambda leaf: leaf * 1.01, deployed), other)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert [event for event in compiled if "backend_compile" in event] == []
+
+
+@pytest.mark.parametrize(("name", "options", "small"), TABLE)
+def test_an_update_is_smaller_than_the_model(name, options, small):
+    deployed, _ = world("mlp")
+    size = len(updcomp.encode(make(name, options), deployed))
+    raw = sum(leaf.nbytes for leaf in trees.to_model(deployed).values())
+    assert size < (raw / 3 if small else raw + 100)
+
+
+@pytest.mark.parametrize(("name", "options"), ROWS)
+def test_training_helps(name, options):
+    """The packet is what the method found best on validation data, so it beats the deployed model there."""
+    deployed, task = world("mlp")
+    new = updcomp.apply(updcomp.encode(make(name, options), deployed), deployed)
+
+    def correct(variables):
+        logits, _ = task.apply(variables, data.to_float(task.validation.images), train=False)
+        return int((logits.argmax(-1) == task.validation.labels).sum())
+
+    assert correct(new) > correct(deployed)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("full", {"bits": 1}, "bits"),
+        ("full", {"aux": 5}, "aux"),
+        ("partial", {"ratio": 0.0}, "ratio"),
+        ("partial", {"ratio": 0.1, "scores": "best"}, "scores"),
+        ("low_rank", {"rank": 0}, "rank"),
+        ("subspace", {"rank": 0}, "rank"),
+        ("random_mask", {"ratio": 1.5}, "ratio"),
+        ("magnitude_mask", {"ratio": -1.0}, "ratio"),
+    ],
+)
+def test_options_are_checked_when_a_method_is_made(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](**options)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_method():
+    deployed, task = world("mlp")
+    broken = task._replace(loss=lambda logits, labels: loop.cross_entropy(logits, labels) * math.nan)
+    with pytest.raises(updcomp.Error, match="low_rank.*step 0"):
+        METHODS["low_rank"](rank=1)(jax.random.key(0), deployed, broken)
+
+
+def test_fewer_samples_than_a_batch_are_refused():
+    deployed, task = world("mlp")
+    with pytest.raises(updcomp.Error, match="batch_size.*20.*50"):
+        METHODS["full"]()(jax.random.key(0), deployed, task._replace(samples=np.arange(20)))
+
+
+def test_partial_sends_nothing_where_nothing_helps():
+    """A learning rate of zero finds nothing better than the deployed model."""
+    deployed, task = world("mlp")
+    packet = METHODS["partial"](ratio=0.1)(jax.random.key(0), deployed, task._replace(learning_rate=0.0))
+    assert packet.blocks == {}
+    assert len(updcomp.encode(packet, deployed)) <= 64
+
+
+def test_statistics_travel_with_the_aux_leaves_only():
+    deployed, _ = world("cnn")
+    statistics = {name for name in trees.named_leaves(deployed) if name.startswith("batch_stats")}
+    assert statistics <= make("full", {"bits": 4}, "cnn").blocks.keys()
+    assert not statistics & make("full", {"bits": 2, "aux": None}, "cnn").blocks.keys()
+
+
+def test_four_bit_variances_stay_positive():
+    deployed, _ = world("cnn")
+    packet = make("low_rank", {"rank": 4, "bits": 4, "aux": 8}, "cnn")
+    new = trees.to_model(updcomp.apply(updcomp.encode(packet, deployed), deployed))
+    assert all((leaf > 0).all() for name, leaf in new.items() if name.endswith("/var"))

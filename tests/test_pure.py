@@ -1,0 +1,184 @@
+"""Deltas, contributions, factors, subspaces and quantisation: closed forms and references in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from updcomp import contribution, delta, factorize, quantize, subspace
+from updcomp.wire.packet import round_step
+
+
+def normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_delta_is_new_minus_old():
+    assert delta.between({"w": jnp.array([1.0])}, {"w": jnp.array([3.0])})["w"].tolist() == [2.0]
+
+
+def test_rewinding_keeps_the_bits_of_unsent_weights():
+    old, new, mask = normal(0, (9, 9)), normal(1, (9, 9)), normal(2, (9, 9)) > 0
+    rewound = np.asarray(delta.rewind(old, new, mask))
+    np.testing.assert_array_equal(rewound[mask], np.asarray(new)[mask])
+    np.testing.assert_array_equal(rewound[~mask], np.asarray(old)[~mask])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.1),
+        optax.adam(0.01),
+        optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    ],
+    ids=["sgd", "adam", "nesterov with decay"],
+)
+@jax.numpy_dtype_promotion("standard")  # optax's Adam promotes on its own
+def test_recording_sums_what_the_optimizer_did(optimizer):
+    recorder = contribution.record(optimizer)
+    params = {"w": normal(0, (4, 3))}
+    state, plain_state, expected = recorder.init(params), optimizer.init(params), np.zeros((4, 3))
+    for step in range(5):
+        gradients = {"w": normal(step + 1, (4, 3))}
+        plain, plain_state = optimizer.update(gradients, plain_state, params)
+        updates, state = recorder.update(gradients, state, params)
+        np.testing.assert_array_equal(updates["w"], plain["w"])
+        expected -= np.float64(gradients["w"]) * np.float64(updates["w"])
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.local["w"], expected, rtol=1e-5)
+
+
+def test_on_a_quadratic_the_local_contribution_is_the_loss_reduction_of_small_steps():
+    """For f = sum a_i w_i^2 / 2, -g d summed over small steps tends to each weight's own loss reduction."""
+    curvature = jnp.array([1.0, 4.0, 0.25])
+    optimizer = contribution.record(optax.sgd(1e-3))
+    start = params = jnp.array([1.0, -2.0, 3.0])
+    state = optimizer.init(params)
+    for _ in range(2000):
+        updates, state = optimizer.update(curvature * params, state)
+        params = optax.apply_updates(params, updates)
+    reduction = curvature * (start**2 - params**2) / 2
+    np.testing.assert_allclose(state.local, reduction, rtol=5e-3)
+
+
+def test_the_global_contribution_bounds_the_loss_of_rewinding():
+    """At the minimum of a quadratic with largest curvature L: f(rewound) - f(minimum) <= L/2 sum of what is rewound."""
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
+    hessian = basis @ np.diag(np.linspace(0.1, 2.0, 8)) @ basis.T
+    old, best = np.random.default_rng(1).normal(size=(2, 8))
+    mask = np.arange(8) < 3
+    rewound = np.where(mask, best, old)
+    loss = (rewound - best) @ hessian @ (rewound - best) / 2
+    scores = np.asarray(contribution.squared_change(jnp.asarray(old, jnp.float32), jnp.asarray(best, jnp.float32)))
+    assert loss <= 2.0 / 2 * scores[~mask].sum() * (1 + 1e-5)
+
+
+def test_both_contributions_weigh_the_same_whatever_their_units():
+    scores = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])}, {"a": jnp.array([5.0, -1.0]), "b": jnp.array([[1.0]])}
+    combined = contribution.combine(*scores)
+    scaled = contribution.combine(jax.tree.map(lambda x: 1e4 * x, scores[0]), jax.tree.map(lambda x: 1e-3 * x, scores[1]))
+    for name in combined:
+        np.testing.assert_allclose(combined[name], scaled[name], rtol=1e-5)
+    assert sum(float(leaf.sum()) for leaf in combined.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("local", [[0.0, 0.0], [-3.0, 1.0]], ids=["zero", "negative"])
+def test_a_local_contribution_that_does_not_sum_to_a_gain_leaves_the_ranking_to_the_global_one(local):
+    combined = contribution.combine(jnp.array([1.0, 3.0]), jnp.array(local))
+    assert combined.tolist() == pytest.approx([0.125, 0.375])
+
+
+def test_the_weight_of_the_contributions_is_checked():
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        contribution.combine(jnp.ones(1), jnp.ones(1), 1.5)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5)])
+def test_factors_start_at_the_deployed_kernel_and_can_leave_it(shape, rank):
+    factors = factorize.init(jax.random.key(0), shape, rank)
+    assert not np.any(factorize.product(factors, shape))
+    gradients = jax.grad(lambda pair: jnp.sum(factorize.product(pair, shape) * normal(1, shape)))(factors)
+    assert any(np.any(gradient) for gradient in gradients)
+
+
+def test_the_truncated_svd_is_the_best_approximation():
+    update = normal(0, (3, 3, 4, 10))
+    singular = np.linalg.svd(np.float64(update).reshape(36, 10), compute_uv=False)
+    for rank in (1, 3, 10):
+        error = np.linalg.norm(factorize.product(factorize.truncated_svd(update, rank), update.shape) - update)
+        assert error == pytest.approx(np.sqrt((singular[rank:] ** 2).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quantised_factors_multiply_to_what_the_wire_carries(bits):
+    factors = factorize.Factors(normal(0, (12, 3)), normal(1, (7, 3)))
+    seen = factorize.product(factorize.quantized(factors, bits), (12, 7))
+    steps = [quantize.dynamic_step(factor, bits) for factor in factors]
+    integers = [quantize.to_integers(np.asarray(f), bits, step=float(s))[0] for f, s in zip(factors, steps, strict=True)]
+    step = float(factorize.product_step(*steps))
+    assert round_step(step) == step
+    np.testing.assert_allclose(seen, integers[0] @ integers[1].T * step, rtol=1e-5, atol=1e-6)
+
+
+def test_the_basis_captures_a_low_rank_kernel():
+    kernel = np.asarray(normal(0, (40, 5)) @ normal(1, (5, 30)))
+    found = subspace.bases({"w": kernel}, 5)["w"]
+    coefficients = subspace.project(jnp.asarray(kernel), found)
+    assert coefficients.shape == (5, 5)
+    np.testing.assert_allclose(subspace.update(coefficients, found, kernel.shape), kernel, atol=2e-2)
+    np.testing.assert_allclose(found.left.T @ found.left, np.eye(5), atol=1e-3)
+
+
+def test_projection_is_the_gradient_of_the_coefficients():
+    found = subspace.bases({"w": np.asarray(normal(0, (10, 8)))}, 3)["w"]
+    gradient = normal(1, (10, 8))
+    by_coefficients = jax.grad(lambda c: jnp.sum(subspace.update(c, found, (10, 8)) * gradient))(jnp.zeros((3, 3)))
+    np.testing.assert_allclose(by_coefficients, subspace.project(gradient, found), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 16), st.integers(0, 1000))
+def test_trainer_and_wire_round_to_the_same_integers(bits, seed):
+    x = np.asarray(normal(seed, (50,)))
+    step = quantize.dynamic_step(x, bits)
+    integers, sent = quantize.to_integers(x, bits, step=float(step))
+    assert sent == float(step)
+    np.testing.assert_array_equal(integers, quantize.levels(x, step, bits))
+    np.testing.assert_allclose(quantize.straight_through(x, step, bits), integers * np.float32(sent), rtol=1e-5, atol=1e-6)
+    assert np.abs(integers).max() <= quantize.max_level(bits)
+
+
+def test_the_dynamic_step_looks_at_sent_weights_only():
+    x, sent = jnp.array([100.0, 1.0, -1.0]), jnp.array([False, True, True])
+    assert float(quantize.dynamic_step(x, 16, where=sent)) == pytest.approx(1 / 32767, rel=1e-2)
+
+
+def test_rounding_lets_gradients_through_unchanged():
+    gradient = jax.grad(lambda x: jnp.sum(quantize.straight_through(x, quantize.dynamic_step(x, 2), 2) * jnp.arange(5.0)))
+    np.testing.assert_allclose(gradient(normal(0, (5,))), np.arange(5.0))
+
+
+def test_the_least_squares_step_beats_its_neighbours():
+    x = np.asarray(normal(0, (2000,)))
+
+    def error(step):
+        return np.mean((np.clip(np.rint(x / step), -7, 7) * step - x) ** 2)
+
+    step = quantize.least_squares_step(x, 4)
+    assert error(step) < min(error(0.8 * step), error(1.25 * step))
+
+
+def test_zeros_quantise_to_zeros():
+    integers, step = quantize.to_integers(np.zeros(3), 4)
+    assert not integers.any()
+    assert step > 0
+
+
+@pytest.mark.parametrize("bits", [1, 17])
+def test_bits_out_of_range(bits):
+    with pytest.raises(ValueError, match="from 2 to 16"):
+        quantize.max_level(bits)

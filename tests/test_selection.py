@@ -1,0 +1,131 @@
+"""Exact top-k masks against NumPy, on one device and on several."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from updcomp import selection
+from updcomp.training import devices
+
+
+def reference(scores: list[np.ndarray], k: int) -> list[np.ndarray]:
+    """Sorts everything by score, then leaf, then index."""
+    flat = np.concatenate([leaf.ravel() for leaf in scores]).astype(np.float64)
+    flat = np.where(np.isnan(flat), -np.inf, flat)
+    mask = np.zeros(flat.size, bool)
+    mask[np.argsort(-flat, kind="stable")[:k]] = True
+    parts = np.split(mask, np.cumsum([leaf.size for leaf in scores])[:-1])
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, scores, strict=True)]
+
+
+# Few distinct values make ties certain; the special ones are zeros of both signs, infinities and NaN.
+SCORES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 1e-40, np.inf, -np.inf, np.nan]) | st.floats(width=32)
+LEAVES = st.lists(
+    hnp.arrays(np.float32, st.sampled_from([(7,), (3, 4), (2, 3, 2), (1,)]), elements=SCORES), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LEAVES, st.data())
+def test_top_k_is_the_stable_sort(scores, data):
+    total = sum(leaf.size for leaf in scores)
+    k = data.draw(st.integers(0, total))
+    masks = selection.top_k(list(map(jnp.asarray, scores)), k)
+    for mask, expected in zip(masks, reference(scores, k), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_ties_go_to_the_earlier_leaf_and_the_lower_index():
+    masks = selection.top_k({"a": jnp.ones(3), "b": jnp.ones(3)}, 4)
+    assert masks["a"].tolist() == [True, True, True]
+    assert masks["b"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_narrow_scores_are_ranked_as_they_are(dtype):
+    mask = selection.top_k(jnp.array([1.0, 3.0, 2.0], dtype), 2)
+    assert mask.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(("k", "message"), [(-1, "from 0 to 3"), (4, "from 0 to 3")])
+def test_k_out_of_range(k, message):
+    with pytest.raises(ValueError, match=message):
+        selection.top_k(jnp.ones(3), k)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01])
+def test_ratio_out_of_range(ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        selection.top_ratio(jnp.ones(3), ratio)
+
+
+def test_it_is_jittable_and_compiles_once():
+    compiled = jax.jit(selection.top_ratio, static_argnums=1)
+    for seed in range(3):
+        scores = jax.random.normal(jax.random.key(seed), (50, 20))
+        assert int(compiled(scores, 0.1).sum()) == 100
+    assert compiled._cache_size() == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), st.integers(0, 2**40))
+def test_counts_stay_exact_above_the_range_of_32_bits(counts, wanted):
+    total = selection._add([selection._split(count) for count in counts])
+    assert (int(total[0]) << 16) + int(total[1]) == sum(counts)
+    assert bool(selection._at_least(total, selection._split(wanted))) == (sum(counts) >= wanted)
+    if sum(counts) >= wanted:
+        rest = selection._subtract(total, selection._split(wanted))
+        assert (int(rest[0]) << 16) + int(rest[1]) == sum(counts) - wanted
+
+
+def test_shards_stay_where_they_are():
+    mesh = devices.data_mesh()
+    assert mesh.size == 2
+    scores = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    sharded = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("data")))
+    mask = jax.jit(lambda leaf: selection.top_k(leaf, 100))(sharded)
+    np.testing.assert_array_equal(mask, reference([scores], 100)[0])
+    assert len({shard.device for shard in mask.addressable_shards}) == 2
+    assert mask.addressable_shards[0].data.shape == (32, 8)
+
+
+def test_no_shard_is_gathered():
+    mesh = devices.data_mesh()
+    sharded = jax.device_put(np.zeros((64, 8), np.float32), NamedSharding(mesh, PartitionSpec("data")))
+    text = jax.jit(lambda leaf: selection.top_k(leaf, 100)).lower(sharded).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+
+
+EIGHT_DEVICES = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from updcomp import selection
+from updcomp.training import devices
+mesh = devices.data_mesh()
+assert mesh.size == 8
+scores = [np.round(np.random.default_rng(i).normal(size=shape), 1).astype(np.float32) for i, shape in enumerate([(64, 3), (16,)])]
+placed = [jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data"))) for leaf in scores]
+for k in (1, 50, 200):
+    masks = jax.jit(lambda leaves: selection.top_k(leaves, k))(placed)
+    flat = np.concatenate([leaf.ravel() for leaf in scores])
+    expected = np.zeros(flat.size, bool)
+    expected[np.argsort(-flat, kind="stable")[:k]] = True
+    np.testing.assert_array_equal(np.concatenate([np.asarray(mask).ravel() for mask in masks]), expected)
+"""
+
+
+def test_eight_devices_choose_the_same():
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, check=True, capture_output=True, text=True)

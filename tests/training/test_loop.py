@@ -1,0 +1,165 @@
+"""The training loop: exactness of masks, validation choice, meshes, and continuing after a kill."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from updcomp import contribution
+from updcomp.methods import base
+from updcomp.training import data, devices, loop, models
+from updcomp.training.augment import crop_and_flip
+from updcomp.training.checkpoints import Checkpoints
+from updcomp.training.loop import Task, fit
+from updcomp.training.optimizers import constant, cosine, every_third, masked, with_learning_rate
+
+MODEL = models.mlp(hidden=(16,))
+DENSE = base.plan("dense", base.quantised_delta(None), 16)
+NESTEROV = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
+
+
+def decayed(learning_rate):
+    return optax.chain(optax.add_decayed_weights(1e-2), NESTEROV(learning_rate))
+
+
+@functools.cache
+def world():
+    train, validation = data.split(data.load("digits").train, (200, 100), seed=0)
+    task = Task(
+        MODEL.apply, jax.device_put(train), jax.device_put(validation), optax.adam, 1e-2, epochs=3, batch_size=50
+    )
+    return MODEL.init(jax.random.key(0), train.images), task
+
+
+def start_of(variables):
+    parts = base.split(variables, aux=16)
+    return {"kernels": parts.kernels, "aux": parts.aux}
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam, decayed], ids=["adam", "nesterov with decay"])
+def test_unsent_weights_keep_their_bits(optimizer):
+    variables, task = world()
+    start = start_of(variables)
+    mask = jax.tree.map(lambda leaf: jax.random.bernoulli(jax.random.key(1), 0.3, leaf.shape), start)
+    plan = base.plan("masked", base.quantised_delta(None), 16, wrap=masked)
+    frozen = {"deployed": variables, "mask": mask}
+    trained = fit(jax.random.key(0), task._replace(optimizer=optimizer), plan, start, frozen).last
+    for new, old, sent in zip(*map(jax.tree.leaves, (trained, start, mask)), strict=True):
+        np.testing.assert_array_equal(np.asarray(new)[~sent], np.asarray(old)[~sent])
+        assert np.any(np.asarray(new)[sent] != np.asarray(old)[sent])
+
+
+def test_the_loop_takes_the_steps_of_a_plain_optax_loop():
+    """One epoch of full batches, against the same steps written out with a learning rate inside the optimizer."""
+    variables, task = world()
+    task = task._replace(epochs=1, optimizer=decayed, schedule=cosine)
+    key, start = jax.random.key(3), start_of(variables)
+    fitted = fit(key, task, DENSE, start, {"deployed": variables})
+    optimizer = decayed(lambda step: 1e-2 * cosine(step / 4))
+    params, state = variables["params"], optimizer.init(variables["params"])
+
+    def objective(params, rows):
+        logits, _ = MODEL.apply({"params": params}, data.to_float(task.train.images[rows]), train=True)
+        return loop.cross_entropy(logits, task.train.labels[rows])
+
+    for rows in loop._shuffled(key, 0, np.arange(200), 50):
+        updates, state = optimizer.update(jax.grad(objective)(params, rows), state, params)
+        params = optax.apply_updates(params, updates)
+    expected = start_of({"params": params})
+    for new, wanted in zip(*map(jax.tree.leaves, (fitted.last, expected)), strict=True):
+        np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_visits_every_sample():
+    order = loop._shuffled(jax.random.key(0), 0, np.arange(7, 130), 50)
+    assert order.shape == (3, 50)
+    assert set(order.ravel()) == set(range(7, 130))
+    assert np.any(order != loop._shuffled(jax.random.key(0), 1, np.arange(7, 130), 50))
+
+
+def test_the_best_epoch_is_chosen_on_the_validation_set():
+    variables, task = world()
+    fitted = fit(jax.random.key(0), task, DENSE, start_of(variables), {"deployed": variables})
+
+    def correct(trainable):
+        logits, _ = MODEL.apply(
+            DENSE.assemble(trainable, {"deployed": variables}), data.to_float(task.validation.images), train=False
+        )
+        return int((logits.argmax(-1) == task.validation.labels).sum())
+
+    assert correct(fitted.trainable) == fitted.correct >= correct(fitted.last)
+    assert correct(start_of(variables)) == fitted.start_correct < fitted.correct
+
+
+def test_a_training_that_does_not_help_keeps_the_start():
+    variables, task = world()
+    start = start_of(variables)
+    fitted = fit(jax.random.key(0), task._replace(learning_rate=0.0), DENSE, start, {"deployed": variables})
+    assert fitted.correct == fitted.start_correct
+    for new, old in zip(*map(jax.tree.leaves, (fitted.trainable, start)), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_two_devices_train_to_the_same_result():
+    variables, task = world()
+    alone = fit(jax.random.key(0), task, DENSE, start_of(variables), {"deployed": variables})
+    mesh = devices.data_mesh()
+    assert mesh.size == 2
+    placed = task._replace(
+        mesh=mesh, train=devices.replicate(task.train, mesh), validation=devices.replicate(task.validation, mesh)
+    )
+    shared = fit(jax.random.key(0), placed, DENSE, start_of(variables), {"deployed": variables})
+    for one, two in zip(*map(jax.tree.leaves, (alone.last, shared.last)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    assert len(jax.tree.leaves(shared.last)[0].sharding.device_set) == 2
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_continues_to_the_same_weights(tmp_path, monkeypatch):
+    variables, task = world()
+    plan = base.plan("recorded", base.quantised_delta(None), 16, wrap=contribution.record)
+    task = task._replace(augment=crop_and_flip, epochs=4)
+    whole = fit(jax.random.key(0), task, plan, start_of(variables), {"deployed": variables})
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    resumable = task._replace(checkpoints=tmp_path)
+    save = Checkpoints.save
+
+    def save_and_die(self, step, tree):
+        save(self, step, tree)
+        if step == 2:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        fit(jax.random.key(0), resumable, plan, start_of(variables), {"deployed": variables})
+    continued = fit(jax.random.key(0), resumable, plan, start_of(variables), {"deployed": variables})
+    assert continued.correct == whole.correct
+    for one, two in zip(*map(jax.tree.leaves, (continued, whole)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [(constant, [1, 1, 1, 1]), (every_third(0.1), [1, 0.1, 0.01, 0.01]), (cosine, [1, 0.75, 0.25, 0])],
+)
+def test_schedules(schedule, expected):
+    progress = jnp.array([0.0, 1 / 3 + 1e-3, 2 / 3 + 1e-3, 1.0])
+    np.testing.assert_allclose(schedule(progress), expected, atol=2e-3)
+
+
+def test_a_dynamic_learning_rate_is_the_optimizers_own():
+    gradients = jnp.array([0.5, -2.0])
+    for factory in (optax.adam, NESTEROV):
+        own, ours = factory(0.3), with_learning_rate(factory)
+        own_state, our_state = own.init(gradients), ours.init(gradients)
+        for _ in range(3):
+            with jax.numpy_dtype_promotion("standard"):
+                expected, own_state = own.update(gradients, own_state)
+            found, our_state = ours.update(gradients, our_state, learning_rate=0.3)
+            np.testing.assert_allclose(found, expected, rtol=1e-6)

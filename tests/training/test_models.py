@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from updcomp.training import models
+from updcomp.training.models import MODELS, by_name, mlp, resnet, vgg
+from updcomp.wire.errors import Error
+
+IMAGES = jax.random.uniform(jax.random.key(7), (6, 8, 8, 3))
+SMALL = {
+    "mlp": mlp(hidden=(16, 12), num_classes=5),
+    "vgg": vgg(stages=((4, 6), (8,)), dense=(10,), num_classes=5),
+    "resnet": resnet(depth=8, num_classes=5),
+}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def case(request):
+    model = SMALL[request.param]
+    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+
+def count(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def test_variables_are_plain_dicts_of_float32(case):
+    _, variables = case
+    assert set(variables) <= {"params", "batch_stats"}
+    nodes = [variables]
+    while nodes:
+        node = nodes.pop()
+        assert type(node) is dict or node.dtype == jnp.float32
+        nodes += node.values() if isinstance(node, dict) else []
+
+
+def test_the_training_mode_moves_the_statistics_and_the_other_does_not(case):
+    model, variables = case
+    logits, updated = jax.jit(model.apply, static_argnames="train")(variables, IMAGES, train=True)
+    assert logits.shape == (6, 5)
+    assert set(updated) == set(variables) - {"params"}
+    if updated:
+        assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+        moved = jax.tree.map(lambda new, old: bool((new != old).any()), updated["batch_stats"], variables["batch_stats"])
+        assert all(jax.tree.leaves(moved))
+    logits, updated = model.apply(variables, IMAGES, train=False)
+    assert logits.shape == (6, 5)
+    assert updated == {}
+
+
+def test_outside_training_an_image_does_not_depend_on_its_batch(case):
+    model, variables = case
+    together, _ = model.apply(variables, IMAGES, train=False)
+    alone, _ = model.apply(variables, IMAGES[2:3], train=False)
+    np.testing.assert_allclose(alone[0], together[2], rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient(case):
+    model, variables = case
+
+    def loss(params):
+        logits, _ = model.apply({**variables, "params": params}, IMAGES, train=True)
+        return -jax.nn.log_softmax(logits)[:, 1].sum()
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradients))
+
+
+def test_init_depends_on_the_key_and_on_the_shape_alone():
+    model = SMALL["mlp"]
+    one, same = model.init(jax.random.key(0), IMAGES), model.init(jax.random.key(0), jnp.zeros_like(IMAGES)[:1])
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    other = model.init(jax.random.key(1), IMAGES)
+    assert (one["params"]["Dense_0"]["kernel"] != other["params"]["Dense_0"]["kernel"]).all()
+
+
+@pytest.mark.parametrize(("name", "image", "parameters"), [
+    ("mlp", (28, 28, 1), 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10),
+    ("cnn", (8, 8, 1), 9 * 16 + 32 + 9 * 16 * 32 + 64 + 128 * 64 + 128 + 64 * 10 + 10),
+    ("vgg", (32, 32, 3), 14_029_706),
+    ("resnet20", (32, 32, 3), 269_722),
+    ("resnet56", (32, 32, 3), 853_018),
+])  # fmt: skip
+def test_models_by_name_have_the_published_sizes(name, image, parameters):
+    variables = jax.eval_shape(by_name(name, num_classes=10).init, jax.random.key(0), jnp.zeros((1, *image)))
+    assert count(variables) == parameters
+    logits, _ = jax.eval_shape(lambda v: by_name(name, num_classes=7).apply(v, jnp.zeros((2, *image)), train=False),
+                               jax.eval_shape(by_name(name, num_classes=7).init, jax.random.key(0), jnp.zeros((1, *image))))  # fmt: skip
+    assert logits.shape == (2, 7)
+
+
+def test_an_unknown_model_is_an_error_that_lists_the_names():
+    with pytest.raises(Error, match="expected one of mlp, cnn, vgg, resnet20, resnet56, found 'resnet'"):
+        by_name("resnet", num_classes=10)
+    assert len(MODELS) == 5
+
+
+@pytest.mark.parametrize("depth", [2, 9, 18, 50])
+def test_a_residual_network_needs_a_depth_of_6n_plus_2(depth):
+    with pytest.raises(Error, match=rf"expected 6n \+ 2 .* found {depth}"):
+        resnet(depth=depth)
+
+
+def test_weights_start_with_the_variance_of_he():
+    kernel = mlp(hidden=(500,)).init(jax.random.key(0), jnp.zeros((1, 20, 20, 1)))["params"]["Dense_0"]["kernel"]
+    assert abs(float(kernel.var()) * 400 / 2 - 1) < 0.02
+    kernel = vgg(stages=((200, 200),), dense=()).init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]["Conv_1"]
+    assert abs(float(kernel["kernel"].var()) * 9 * 200 / 2 - 1) < 0.02
+
+
+def test_batch_norm_normalises_and_keeps_a_tenth_of_each_batch():
+    model = vgg(stages=((3,),), dense=(), num_classes=2)
+    variables = model.init(jax.random.key(0), IMAGES)
+    _, updated = model.apply(variables, IMAGES, train=True)
+    windows = jax.lax.conv_general_dilated(
+        IMAGES, variables["params"]["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    moved = updated["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(moved["mean"], 0.1 * windows.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved["var"], 0.9 + 0.1 * windows.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_max_pooling_halves_and_leaves_an_odd_row_out():
+    image = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    assert models._halve(image)[0, :, :, 0].tolist() == [[6.0, 8.0]]
+
+
+def test_the_shortcut_takes_every_second_pixel_and_pads_channels_with_zeros():
+    image = jnp.arange(1.0, 33).reshape(1, 4, 4, 2)
+    out = models._shortcut(image, 5, 2)
+    np.testing.assert_array_equal(out[..., :2], image[:, ::2, ::2])
+    assert out.shape == (1, 2, 2, 5)
+    assert not out[..., 2:].any()

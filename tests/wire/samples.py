@@ -1,0 +1,82 @@
+"""A small model of every dtype and packets of every kind, the same in every run."""
+
+import numpy as np
+
+from updcomp.wire import dtypes, hashing, packet
+
+STEP = packet.round_step(0.01)
+
+
+def bits(count: int, stream: int, width: int = 64) -> np.ndarray:
+    """Random unsigned integers below 2^width that do not depend on NumPy's generators."""
+    return hashing.hashes(hashing.stream_key(0, stream, 0), 0, count) >> np.uint64(64 - width)
+
+
+def integers(shape: tuple[int, ...], stream: int, scale: int = 3) -> np.ndarray:
+    """int32 of a roughly two-sided geometric distribution."""
+    count = int(np.prod(shape))
+    uniform = (bits(count, stream, 20).astype(np.float64) + 0.5) / 2**20
+    values = np.trunc(np.log(uniform) / np.log(1 - 1 / (scale + 1)))
+    return np.where(bits(count, stream + 1, 1) > 0, values, -values).astype(np.int32).reshape(shape)
+
+
+def floats(shape: tuple[int, ...], stream: int) -> np.ndarray:
+    """float64 in (-1, 1), sums of uniforms."""
+    count = int(np.prod(shape))
+    parts = [bits(count, 100 * stream + i, 16).astype(np.float64) / 2**15 - 1 for i in range(3)]
+    return (sum(parts) / 3).reshape(shape)
+
+
+def model() -> dict[str, np.ndarray]:
+    """Leaves of every dtype, 0-d and empty ones too; 'dense/kernel' is the one that blocks are tested on."""
+    base = {
+        "dense/kernel": floats((24, 10), 1).astype(np.float32),
+        "dense/bias": floats((10,), 2).astype(np.float32),
+        "conv": floats((3, 3, 2, 4), 3).astype(np.float16),
+        "scale": (floats((6,), 4).astype(np.float32).view(np.uint32) >> 16).astype("<u2").view(dtypes.BFLOAT16),
+        "quantised": bits(12, 5, 8).astype(np.uint8).view([("float8_e4m3fn", "|u1")]),
+        "double": floats((5, 3), 6),
+        "step": np.array(7, np.int64),
+        "seen": bits(9, 7, 1).astype(bool),
+        "wave": (floats((4,), 8) + 1j * floats((4,), 9)).astype(np.complex64),
+        "empty": np.zeros((0, 3), np.float32),
+        "special": np.float32([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, 3e38, 1.0]),
+    }
+    return base | {f"more/{i:02d}": np.full(2, i, np.uint16) for i in range(20)}
+
+
+def packets() -> dict[str, packet.Packet]:
+    """One packet per kind, and one of all together."""
+    base = model()
+    kernel = base["dense/kernel"]
+    places = np.unique(bits(30, 20, 7).astype(np.int64))
+    kinds = {
+        "raw": {"dense/bias": packet.Raw(kernel[0] * 2), "more/19": packet.Raw(np.uint16([1, 2]))},
+        "exact": {
+            "dense/kernel": packet.Exact(np.where(bits(240, 21, 3).reshape(24, 10) == 0, kernel * 1.001, kernel)),
+            "quantised": packet.Exact(base["quantised"][::-1].copy()),
+            "seen": packet.Exact(~base["seen"]),
+            "wave": packet.Exact(base["wave"] * 2),
+            "step": packet.Exact(np.array(8, np.int64)),
+        },
+        "half": {"dense/bias": packet.Half(kernel[1].astype(np.float16)), "scale": packet.Half(np.ones(6, np.float16))},
+        "dense": {
+            "dense/kernel": packet.Dense(integers((24, 10), 30) * (1 + np.arange(24) // 6 * 4)[:, None].astype(np.int32), STEP),
+            "conv": packet.Dense(integers((3, 3, 2, 4), 32), STEP),
+            "scale": packet.Dense(integers((6,), 34), STEP),
+            "special": packet.Dense(np.int32([1, 1, 0, 0, -1, 1, 2**31 - 1, -5]), packet.round_step(1e30)),
+        },
+        "sparse": {"dense/kernel": packet.Sparse(places, integers(places.shape, 36) | 1, STEP)},
+        "seeded": {"dense/kernel": packet.Seeded(integers((40,), 38), STEP)},
+        "magnitude": {"dense/kernel": packet.Magnitude(integers((40,), 40), STEP), "conv": packet.Magnitude(integers((9,), 42), STEP)},
+        "factors": {"dense/kernel": packet.Factors(integers((24, 2), 44), integers((10, 2), 46), STEP)},
+        "coefficients": {
+            "dense/kernel": packet.Coefficients(integers((5, 5), 48), 5, STEP),
+            "double": packet.Coefficients(integers((4, 3), 50), 4, STEP),
+        },
+    }
+    together = {name: block for blocks in kinds.values() for name, block in blocks.items()}
+    together["more/07"] = packet.Exact(np.uint16([0, 65535]))
+    return {name: packet.Packet(blocks, seed=5) for name, blocks in kinds.items()} | {
+        "together": packet.Packet(together, seed=2**32 - 1)
+    }

@@ -1,0 +1,121 @@
+"""Segments whose tokens have contexts: matrices by scales of rows and columns, exact leaves by the old weights."""
+
+import numpy as np
+
+from updcomp.wire import dtypes, models, streams
+
+_CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
+_SMALLEST = 64  # integers for which classes could pay
+_SWEEPS = 4
+_EXPONENTS = 64  # contexts of an exact leaf
+
+
+def write_matrix(writer: streams.Writer, values: dtypes.Array, shape: tuple[int, int]) -> None:
+    """A matrix of integers, in one context or in one per scale class of row + column, whichever is smaller.
+
+    Args:
+      writer: takes the segments.
+      values: int32 with rows * columns elements.
+      shape: (rows, columns).
+    """
+    flat = values.reshape(-1).astype(np.int64)
+    if not len(flat):
+        return
+    plain = streams.Writer()
+    plain.integers(flat, signed=True)
+    best = plain
+    if len(flat) >= _SMALLEST:
+        classed = streams.Writer()
+        rows, columns = _classes(flat.reshape(shape))
+        classed.integers(rows, signed=True)
+        classed.integers(columns, signed=True)
+        classed.tokens(streams.Segment.of(flat, signed=True), *_class_contexts(rows, columns))
+        best = min(plain, classed, key=lambda candidate: candidate.cost)
+    writer.symbol(int(best is not plain), 1)
+    writer.extend(best)
+
+
+def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
+    """The inverse of `write_matrix`; int32 of this shape."""
+    count = shape[0] * shape[1]
+    if not count or not reader.symbol(1):
+        return reader.integers(count, signed=True, dtype=np.int32).reshape(shape)
+    rows, columns = reader.integers(shape[0], signed=True), reader.integers(shape[1], signed=True)
+    values = np.empty(count, np.int32)
+    reader.tokens(values, *_class_contexts(rows, columns))
+    return values.reshape(shape)
+
+
+def _class_contexts(rows: dtypes.Array, columns: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
+    """The class clip(20 + row + column, 0, 63) of every element, as (scales, contexts)."""
+    # Parts beyond +-128 give the clipped sums anyway, and int16 holds all others.
+    rows, columns = (np.clip(part, -128, 128).astype(np.int16) for part in (rows, columns))
+    classes = np.clip(models.UNIT_SCALE + rows[:, None] + columns, 0, _CLASSES - 1)
+    return _occurring(classes.reshape(-1))
+
+
+def _occurring(classes: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
+    """(the classes that occur, ascending; uint8 (n,), each element's place among them)."""
+    occurring = np.flatnonzero(np.bincount(classes))
+    places = np.zeros(int(occurring[-1]) + 1, np.uint8)
+    places[occurring] = np.arange(len(occurring))
+    return occurring, places[classes]
+
+
+def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
+    """Half-octaves (r, c) with mean |values_ij| about 2^((r_i + c_j) / 2), by alternating maximum likelihood.
+
+    For a Laplace distribution of scale x_i y_j the best x_i is the mean over j of |values_ij| / y_j, and the other way
+    round. Half a unit is added to every sum, so that a row of zeros has a class.
+    """
+    magnitudes = np.abs(values).astype(np.float32)
+    y = np.ones(values.shape[1], np.float32)
+    for _ in range(_SWEEPS):
+        x = (magnitudes @ (1 / y) + 0.5) / len(y)
+        y = ((1 / x) @ magnitudes + 0.5) / len(x)
+    shift = np.median(np.log2(x))
+    rows = np.rint(2 * (np.log2(x) - shift)).astype(np.int64)
+    columns = np.rint(2 * (np.log2(y) + shift)).astype(np.int64)
+    return np.clip(rows, -128, 127), np.clip(columns, -128, 127)
+
+
+def write_differences(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:
+    """The bits of a leaf as differences from the old ones, by the old exponent, if smaller than the bits themselves.
+
+    Args:
+      writer: takes the segment.
+      new: held leaf.
+      old: held leaf of the same shape and dtype.
+
+    Returns:
+      Whether the segment was written.
+    """
+    bits = dtypes.flat_bits(new) - dtypes.flat_bits(old)
+    segment = streams.Segment.of(bits.view(f"<i{bits.itemsize}").astype(np.int64), signed=True)
+    scale = segment.best_scale()
+    candidate = streams.Writer()
+    candidate.symbol(scale, models.SCALE_BITS)
+    candidate.tokens(segment, *_exponent_contexts(old, scale))
+    smaller = candidate.cost < 8 * new.nbytes
+    if smaller:
+        writer.extend(candidate)
+    return smaller
+
+
+def read_differences(reader: streams.Reader, old: dtypes.Array) -> dtypes.Array:
+    """The inverse of `write_differences`: the new leaf."""
+    bits = dtypes.flat_bits(old)
+    differences = np.empty(len(bits), f"<i{bits.itemsize}")
+    scale = reader.symbol(models.SCALE_BITS)
+    reader.tokens(differences, *_exponent_contexts(old, scale))
+    return dtypes.from_bits(bits + differences.view(bits.dtype), old)
+
+
+def _exponent_contexts(old: dtypes.Array, scale: int) -> tuple[dtypes.Array, dtypes.Array | None]:
+    """The old weights' exponents around the most frequent (the smallest of these), as (scales, contexts)."""
+    exponents = dtypes.exponents(old)
+    if exponents is None or not len(exponents):
+        return np.array([scale]), None
+    first = int(np.bincount(exponents).argmax()) - _EXPONENTS // 2
+    occurring, contexts = _occurring(np.clip(exponents - first, 0, _EXPONENTS - 1))
+    return np.full(len(occurring), scale), contexts
