@@ -118,7 +118,7 @@ def plot(rows: Sequence[Row], summaries: Sequence[Summary], path: Path, *, title
         axes.annotate(f"{name} {level:.3f}", (0.005, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", color="gray")
     axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel="test accuracy on the device", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=150, format="png")
     pyplot.close(figure)

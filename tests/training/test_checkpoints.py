@@ -129,7 +129,8 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_state(tmp_path):
         time.sleep(0.013)  # into the next save
         process.send_signal(signal.SIGKILL)
         printed = [3, *map(int, process.stdout.read().split())][-1]
-    step, tree = Checkpoints(tmp_path / "states").restore_latest({"a": jnp.zeros((300, 300), int), "b": jnp.zeros(5, int)})
+    like = {"a": jnp.zeros((300, 300), int), "b": jnp.zeros(5, int)}
+    step, tree = Checkpoints(tmp_path / "states").restore_latest(like)
     assert step in (printed, printed + 1)
     assert (tree["a"] == step).all()
     assert (tree["b"] == step).all()

@@ -77,8 +77,9 @@ def test_what_it_does_not_do_itself_goes_to_lax(options):
     shape = (6, 3, 3, 4) if "dimension_numbers" in options else (3, 3, 4 // options.get("feature_group_count", 1), 6)
     kernel = jax.random.normal(jax.random.key(1), shape)
     options = {"dimension_numbers": LAYOUT, **options}
-    out = convolve(images, kernel, (1, 1), "SAME", **options)
-    np.testing.assert_array_equal(out, reference(images, kernel, (1, 1), "SAME", **options))
+    padding = ((1, 1), (1, 1))
+    out = convolve(images, kernel, (1, 1), padding, **options)
+    np.testing.assert_array_equal(out, reference(images, kernel, (1, 1), padding, **options))
 
 
 def test_bfloat16_goes_to_lax_which_accumulates_in_more_bits():

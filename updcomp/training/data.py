@@ -157,7 +157,7 @@ def _prepared(name: str, data_dir: str | Path | None) -> Source:
     image, label = _supervised(name, builder.info)
     test = "test" if "test" in builder.info.splits else "validation"
     if not {"train", test} <= set(builder.info.splits):
-        found = f"expected the splits train and test (or validation), found {', '.join(builder.info.splits)}"
+        found = f"expected the splits train and test (or validation), found {', '.join(sorted(builder.info.splits))}"
         raise DatasetError(f"dataset {name}: {found}; choose another")
     train = _decoded(builder, "train", image, label)
     return Source(train, _decoded(builder, test, image, label), builder.info.features[label].num_classes)
@@ -170,7 +170,7 @@ def _supervised(name: str, info: Any) -> tuple[str, str]:
     keys, features = info.supervised_keys, info.features
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     if not keys or len(keys) != 2 or not all(isinstance(features[k], t) for k, t in zip(keys, kinds, strict=True)):
-        found = f"expected an image and its class, found the features {', '.join(features)}"
+        found = f"expected an image and its class, found the features {', '.join(sorted(features))}"
         raise DatasetError(f"dataset {name}: {found}; choose an image classification dataset")
     image, label = keys
     shape, dtype = features[image].shape, np.dtype(features[image].np_dtype)

@@ -29,7 +29,7 @@ def count_correct(apply: Apply, variables: Variables, dataset: Dataset, *, batch
     """
     total = len(dataset.labels)
     if not total:
-        return jnp.int32(0)
+        return jnp.zeros((), jnp.int32)
     size = min(batch_size, total)
 
     def add(batch: jax.Array, count: jax.Array) -> jax.Array:

@@ -104,8 +104,9 @@ def _shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
 
 def _model(module: nn.Module) -> Model:
     def init(key: jax.Array, images: ArrayLike) -> Variables:
-        example = jnp.zeros((1, *jnp.shape(images)[1:]), jnp.float32)
-        return dict(module.init(key, example, train=False))
+        shape = (1, *jnp.shape(images)[1:])
+        example = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
+        return dict(module.lazy_init(key, example, train=False))  # computes the weights and nothing else
 
     def apply(variables: Variables, images: jax.Array, *, train: bool) -> tuple[jax.Array, Variables]:
         logits, updated = module.apply(variables, images, train=train, mutable=["batch_stats"] if train else [])

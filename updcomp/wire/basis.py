@@ -57,15 +57,15 @@ def of(leaf: dtypes.Array, rank: int, *, seed: int, index: int) -> tuple[dtypes.
 def max_rank(shape: tuple[int, ...]) -> int:
     """The largest rank: bounds the memory and time that a few bytes of an update can ask for.
 
-    rank (fan_in + fan_out) <= 8 max(size, 2^16), rank <= 1024, rank <= max(fan_in, fan_out).
+    rank (fan_in + fan_out) <= 4 max(size, 2^16), rank <= 1024, rank <= max(fan_in, fan_out).
 
     >>> max_rank((512, 10)), max_rank((0, 10))
-    (512, 0)
+    (502, 0)
     """
     fan_in, fan_out = dtypes.as_matrix_shape(shape)
     if not fan_in * fan_out:
         return 0
-    affordable = 8 * max(fan_in * fan_out, 1 << 16) // (fan_in + fan_out)
+    affordable = 4 * max(fan_in * fan_out, 1 << 16) // (fan_in + fan_out)
     return min(affordable, MAX_RANK, max(fan_in, fan_out))
 
 

@@ -66,7 +66,7 @@ def hold(leaf: Array) -> Array:
     '<i2'
     """
     leaf = np.asarray(leaf)
-    if leaf.dtype.kind == "V" and leaf.dtype.names is None and leaf.dtype.name != f"void{8 * leaf.dtype.itemsize}":
+    if leaf.dtype.isbuiltin == 2:  # registered by another package, as those of ml_dtypes are
         bits = np.dtype([(leaf.dtype.name, f"<u{leaf.dtype.itemsize}")])
         leaf = np.ascontiguousarray(leaf).reshape(leaf.shape).view(bits)
     name(leaf.dtype)

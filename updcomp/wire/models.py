@@ -94,7 +94,7 @@ def normalise(weights: dtypes.Array) -> dtypes.Array:
       int64 (contexts, symbols).
 
     >>> normalise(np.array([[3, 1, 0]])).tolist()
-    [[12286, 4096, 2]]
+    [[12287, 4096, 1]]
     """
     symbols = weights.shape[1]
     frequencies: dtypes.Array = 1 + weights * (rans.TOTAL - symbols) // weights.sum(axis=1, keepdims=True)

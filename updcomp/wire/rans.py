@@ -21,16 +21,18 @@ TOTAL = 1 << PRECISION
 MAX_LANES = 1 << 12
 _LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
+_STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
-def choose_lanes(payload_bytes: float) -> int:
-    """The number of lanes, a power of two, whose 4 bytes each are at most .26 % of the payload, or one.
+def choose_lanes(payload_bytes: float, symbols: int) -> int:
+    """The number of lanes, a power of two: 4 bytes each for at most .26 % of the payload, or as many as speed needs.
 
-    >>> choose_lanes(100), choose_lanes(1e6)
-    (1, 512)
+    >>> choose_lanes(100, 500), choose_lanes(1e6, 5_000_000), choose_lanes(1e3, 5_000_000)
+    (1, 512, 128)
     """
-    wanted = int(payload_bytes) // _BYTES_PER_LANE
-    return min(MAX_LANES, 1 << max(wanted.bit_length() - 1, 0))
+    affordable = 1 << max((int(payload_bytes) // _BYTES_PER_LANE).bit_length() - 1, 0)
+    needed = 1 << ((symbols - 1) >> _STEPS_BITS).bit_length()
+    return min(MAX_LANES, max(affordable, needed))
 
 
 class Table(NamedTuple):
@@ -102,7 +104,7 @@ class Encoder:
         """
         if not self._segments:
             return 0, b""
-        lanes = lanes or choose_lanes(self.cost / 8)
+        lanes = lanes or choose_lanes(self.cost / 8, sum(len(sizes) for _, sizes in self._segments))
         states = np.full(lanes, _LOWEST, np.int64)
         words: list[dtypes.Array] = []
         for starts, sizes in self._steps(lanes):
@@ -157,6 +159,7 @@ class Decoder:
         self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
         self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
         self._next = 0
+        self._symbols = 0
 
     def pull(self, count: int, table: Table, contexts: dtypes.Array | None = None) -> dtypes.Array:
         """Decodes a segment.
@@ -170,15 +173,16 @@ class Decoder:
           uint8 (count,).
 
         Raises:
-          CorruptUpdateError: the stream ends before the segment does.
+          CorruptUpdateError: the stream ends before the segment does, or has too few lanes.
         """
         lanes = len(self._states)
-        if count and not lanes:
-            raise errors.CorruptUpdateError(f"coded section: expected {count} more symbols, found an empty section")
+        self._symbols += count
+        if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
+            raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
         slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
         size, offset, below = np.empty(lanes, np.int64), np.empty(lanes, np.int64), np.empty(lanes, bool)
         low = np.empty(lanes, np.int64)
-        for start in range(0, count, max(lanes, 1)):
+        for start in range(0, count, lanes or 1):
             slot = slots[start : start + lanes]
             n = len(slot)
             if n < lanes:

@@ -1,0 +1,122 @@
+"""The codec against its entropy, the device's import, and a sparse update of 100 MB against hashing it."""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from updcomp.edge import files
+from updcomp.wire import container, fingerprint, rans
+from updcomp.wire.packet import Dense, Packet, Sparse, round_step
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often each figure is measured; the median counts."""
+
+    repeats: int = 7
+
+
+def run(config: Config, workdir: Path) -> dict[str, float]:
+    """Measures everything and writes `bench_wire.json`.
+
+    Args:
+      config: how often.
+      workdir: where the figures go.
+
+    Returns:
+      Figure name -> value.
+    """
+    figures = {
+        **_rans(5_000_000, config.repeats),
+        **_rans(5_000, config.repeats),
+        **_imports(config.repeats),
+        **_sparse_apply(config.repeats),
+        **_fixed_cost(),
+    }
+    for name, value in figures.items():
+        print(f"{value:14,.3f}  {name}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(workdir / "bench_wire.json", json.dumps(figures, indent=2).encode())
+    return figures
+
+
+def _seconds(action: Callable[[], Any], repeats: int) -> float:
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _rans(count: int, repeats: int) -> dict[str, float]:
+    """Symbols of a two-sided geometric distribution of 15 levels, as 4-bit updates have."""
+    weights = 0.6 ** np.abs(np.arange(-7, 8))
+    frequencies = np.maximum(1, np.floor(weights / weights.sum() * rans.TOTAL)).astype(np.int64)
+    frequencies[7] += rans.TOTAL - frequencies.sum()
+    symbols = np.random.default_rng(0).choice(15, count, p=frequencies / rans.TOTAL).astype(np.uint8)
+    sizes, starts = frequencies[symbols], rans.starts_of(frequencies[None])[0][symbols]
+    table = rans.make_table(frequencies[None])
+    encoder = rans.Encoder()
+    encoder.push(starts, sizes)
+    lanes, data = encoder.finish()
+
+    def decode() -> np.ndarray:
+        return rans.Decoder(data, lanes).pull(count, table)
+
+    assert np.array_equal(decode(), symbols)
+    entropy = rans.information(sizes) / 8
+    return {
+        f"rANS, {count:,} symbols: decoded, M symbols/s ({lanes} lanes)": count / _seconds(decode, repeats) / 1e6,
+        f"rANS, {count:,} symbols: bytes above the model's entropy, %": 100 * (len(data) / entropy - 1),
+    }
+
+
+def _imports(repeats: int) -> dict[str, float]:
+    def seconds(module: str) -> float:
+        command = [sys.executable, "-c", f"import {module}"]
+        return _seconds(lambda: subprocess.run(command, cwd=ROOT, check=True), repeats)
+
+    numpy, edge = seconds("numpy"), seconds("updcomp.edge.__main__")
+    return {"import of updcomp.edge and all it uses, s more than import numpy": edge - numpy}
+
+
+def _sparse_apply(repeats: int) -> dict[str, float]:
+    """25 million float32 weights in ten leaves, of which 1 % change."""
+    generator = np.random.default_rng(0)
+    model = {f"layer{i}/kernel": generator.normal(size=(2500, 1000)).astype(np.float32) for i in range(10)}
+    blocks = {}
+    for name, leaf in model.items():
+        positions = np.sort(generator.choice(leaf.size, leaf.size // 100, replace=False))
+        values = generator.integers(1, 8, len(positions)) * generator.choice([-1, 1], len(positions))
+        blocks[name] = Sparse(positions, values.astype(np.int32), round_step(1e-3))
+    update = container.encode(Packet(blocks), model)
+    megabytes = sum(leaf.nbytes for leaf in model.values()) / 1e6
+    apply = _seconds(lambda: container.apply_update(update, model), repeats)
+    hashing = _seconds(lambda: fingerprint.of(model), repeats)
+    return {
+        "1 % sparse update of 100 MB: applied with both fingerprints, MB/s": megabytes / apply,
+        "1 % sparse update of 100 MB: time, as a multiple of two fingerprints alone": apply / (2 * hashing),
+        "1 % sparse update of 100 MB: bytes per sent weight": len(update) / (0.01 * megabytes * 1e6 / 4),
+    }
+
+
+def _fixed_cost() -> dict[str, float]:
+    """Updates whose blocks carry a single changed weight each."""
+
+    def size(leaves: int) -> int:
+        model = {f"{i:03d}": np.zeros(1, np.float32) for i in range(leaves)}
+        return len(container.encode(Packet({name: Dense(np.ones(1, np.int32), 1.0) for name in model}), model))
+
+    return {"container: bytes with no block": size(0), "container: bytes per sent leaf of one weight": (size(200) - size(0)) / 200}

@@ -1,0 +1,179 @@
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.wire import samples
+from updcomp.wire import apply, basis, dtypes, errors, packet, positions
+
+FLOATS = ["float16", "bfloat16", "float32", "float64"]
+
+
+def leaf_of(values, dtype):
+    """float64 values as a held leaf."""
+    with np.errstate(over="ignore"):
+        return dtypes.hold(np.asarray(values).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
+
+
+def to_float32(number):
+    """A Python float rounded to float32, overflow to infinity."""
+    try:
+        return struct.unpack("<f", struct.pack("<f", number))[0]
+    except OverflowError:
+        return np.copysign(np.inf, number)
+
+
+def reference(old, integers, step):
+    """The increment rule in Python floats, one weight at a time; returns the new bits."""
+    bits, floats = dtypes.flat_bits(old).tolist(), dtypes.to_floats(old).reshape(-1).tolist()
+    new = []
+    for bit, weight, integer in zip(bits, floats, integers, strict=True):
+        if integer == 0 or not np.isfinite(weight):
+            new.append(bit)
+        elif old.dtype == np.float64:
+            new.append(int(np.float64(weight + integer * step).view(np.uint64)))
+        else:
+            # The sum of two float32 in double precision, rounded to float32, is their float32 sum.
+            total = np.float32(to_float32(weight + to_float32(integer * step)))
+            with np.errstate(over="ignore"):
+                narrow = total.astype(ml_dtypes.bfloat16) if old.dtype == dtypes.BFLOAT16 else total.astype(old.dtype)
+            new.append(int(np.array(narrow).view(f"u{old.dtype.itemsize}")))
+    return new
+
+
+def bits_after(block, old, seed=0, index=0):
+    return dtypes.flat_bits(apply.apply_block(block, old, seed=seed, index=index)).tolist()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(
+    data=hnp.arrays(np.float64, 20, elements=st.floats(width=64)),
+    integers=hnp.arrays(np.int32, 20, elements=st.one_of(st.just(0), st.integers(-(2**31), 2**31 - 1))),
+    step=st.floats(1e-37, 1e38),
+)
+def test_dense_increments_are_those_of_python_floats(dtype, data, integers, step):
+    old, step = leaf_of(data, dtype), packet.round_step(step)
+    assert bits_after(packet.Dense(integers, step), old) == reference(old, integers.tolist(), step)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_half_adds_the_delta_and_keeps_bits_where_it_is_zero(dtype):
+    old = leaf_of([1.0, -0.0, np.nan, 0.1, -np.inf], dtype)
+    delta = np.float16([0.5, -0.0, 1, 6e-8, 3])
+    assert bits_after(packet.Half(delta), old) == reference(old, delta.tolist(), 1.0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_three_sparse_kinds_increment_their_positions_only(dtype):
+    old, values = leaf_of(samples.floats((12, 8), 60), dtype), samples.integers((30,), 61)
+    places = {
+        "sparse": np.arange(1, 61, 2),
+        "seeded": positions.seeded(9, 4, 96, 30),
+        "magnitude": positions.largest(old, 30),
+    }
+    blocks = {
+        "sparse": packet.Sparse(places["sparse"], values, samples.STEP),
+        "seeded": packet.Seeded(values, samples.STEP),
+        "magnitude": packet.Magnitude(values, samples.STEP),
+    }
+    for kind, block in blocks.items():
+        integers = np.zeros(96, np.int64)
+        integers[places[kind]] = values
+        assert bits_after(block, old, seed=9, index=4) == reference(old, integers.tolist(), samples.STEP)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(11, 7), (3, 2, 5), (6,)])
+def test_products_are_those_of_python_integers(dtype, shape):
+    old = leaf_of(samples.floats(shape, 62), dtype)
+    fan_in, fan_out = dtypes.as_matrix_shape(shape)
+    rank = min(fan_in, fan_out, 4)
+    left, right = samples.integers((fan_in, rank), 63, 900), samples.integers((fan_out, rank), 65, 900)
+    product = (left.astype(object) @ right.T.astype(object)).ravel().tolist()
+    assert bits_after(packet.Factors(left, right, samples.STEP), old) == reference(old, product, samples.STEP)
+
+    values = samples.integers((min(rank, fan_in), min(rank, fan_out)), 67)
+    a, b = (side.astype(int).astype(object) for side in basis.of(old, rank, seed=2, index=1))
+    product = (a @ values.astype(object) @ b.T).ravel().tolist()
+    found = bits_after(packet.Coefficients(values, rank, samples.STEP), old, seed=2, index=1)
+    assert found == reference(old, product, samples.STEP * 2.0**-28)
+
+
+def test_large_leaves_are_the_same_as_small_ones_slice_by_slice():
+    size = 3 * apply._SLICE + 17
+    old = samples.floats((size,), 70).astype(np.float32)
+    values = samples.integers((size,), 71)
+    whole = apply.apply_block(packet.Dense(values, samples.STEP), old, seed=0, index=0)
+    expected = old + (values.astype(np.float64) * samples.STEP).astype(np.float32)
+    np.testing.assert_array_equal(whole, np.where(values == 0, old, expected))
+    sparse = packet.Sparse(np.arange(size), values, samples.STEP)
+    np.testing.assert_array_equal(apply.apply_block(sparse, old, seed=0, index=0), whole)
+    matrix, left, right = old[: 650 * 290].reshape(650, 290), samples.integers((650, 3), 73), samples.integers((290, 3), 75)
+    whole = apply.apply_block(packet.Factors(left, right, samples.STEP), matrix, seed=0, index=0)
+    product = left.astype(np.int64) @ right.T.astype(np.int64)
+    dense = packet.Dense(product.astype(np.int32), samples.STEP)
+    np.testing.assert_array_equal(whole, apply.apply_block(dense, matrix, seed=0, index=0))
+
+
+def test_the_model_is_not_changed_and_kept_leaves_are_the_same_objects():
+    model = samples.model()
+    before = {name: leaf.tobytes() for name, leaf in model.items()}
+    new = apply.apply(samples.packets()["together"], model)
+    assert {name: leaf.tobytes() for name, leaf in model.items()} == before
+    assert list(new) == list(model)
+    kept = set(model) - set(samples.packets()["together"].blocks)
+    assert kept
+    assert all(new[name] is model[name] for name in kept)
+    assert not any(np.shares_memory(new[name], model[name]) for name in samples.packets()["together"].blocks)
+
+
+VALUES = np.ones((24, 10), np.int32)
+STEP = samples.STEP
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (packet.Raw(np.zeros((24, 10), np.float64)), "float64"),
+        (packet.Exact(np.zeros((10, 24), np.float32)), r"\(24, 10\)"),
+        (packet.Half(np.zeros(240, np.float16)), "delta"),
+        (packet.Half(np.full((24, 10), np.nan, np.float16)), "finite"),
+        (packet.Dense(VALUES[:3], STEP), "shape of values"),
+        (packet.Dense(VALUES.astype(np.int64), STEP), "dtype of values"),
+        (packet.Dense(VALUES, 0.1), "step"),
+        (packet.Dense(VALUES, float("nan")), "step"),
+        (packet.Sparse(np.array([1, 1]), np.ones(2, np.int32), STEP), "ascending"),
+        (packet.Sparse(np.array([1, 240]), np.ones(2, np.int32), STEP), "239"),
+        (packet.Sparse(np.array([-1, 2]), np.ones(2, np.int32), STEP), "positions"),
+        (packet.Sparse(np.array([1, 2, 3]), np.ones(2, np.int32), STEP), "positions"),
+        (packet.Seeded(np.ones(241, np.int32), STEP), "at most 240"),
+        (packet.Magnitude(np.ones((2, 2), np.int32), STEP), "one axis"),
+        (packet.Factors(np.ones((24, 2), np.int32), np.ones((10, 3), np.int32), STEP), "factors"),
+        (packet.Factors(np.ones((24, 11), np.int32), np.ones((10, 11), np.int32), STEP), "rank"),
+        (packet.Factors(np.full((24, 2), 2**30, np.int32), np.full((10, 2), 2**30, np.int32), STEP), "2\\^53"),
+        (packet.Coefficients(np.ones((4, 5), np.int32), 4, STEP), "shape of values"),
+        (packet.Coefficients(np.ones((0, 0), np.int32), 0, STEP), "rank"),
+        (packet.Coefficients(np.full((9, 9), 2**30, np.int32), 9, STEP), "2\\^53"),
+    ],
+)
+def test_blocks_that_do_not_fit_name_the_leaf_and_what_was_expected(block, message):
+    with pytest.raises(errors.Error, match=message) as caught:
+        apply.apply(packet.Packet({"dense/kernel": block}), samples.model())
+    assert "'dense/kernel'" in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize("leaf", ["step", "quantised", "wave", "seen"])
+def test_lossy_blocks_take_float_leaves_only(leaf):
+    shape = samples.model()[leaf].shape
+    with pytest.raises(errors.DtypeError, match="float32"):
+        apply.apply(packet.Packet({leaf: packet.Dense(np.ones(shape, np.int32), STEP)}), samples.model())
+
+
+def test_a_block_for_a_leaf_that_is_not_there_is_refused():
+    with pytest.raises(errors.LeafError, match="'kernel'.*dense/kernel"):
+        apply.apply(packet.Packet({"kernel": packet.Raw(np.zeros(1))}), samples.model())

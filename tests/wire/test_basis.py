@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+
+from tests.wire import samples
+from updcomp.wire import basis, dtypes, errors, hashing
+
+
+def of(leaf, rank, **kwargs):
+    return basis.of(leaf, rank, **({"seed": 3, "index": 1} | kwargs))
+
+
+def decaying(fan_in, fan_out, decay=0.85):
+    rng = np.random.default_rng(0)
+    rank = min(fan_in, fan_out)
+    left, right = (np.linalg.qr(rng.normal(size=(n, rank)))[0] for n in (fan_in, fan_out))
+    return (left * decay ** np.arange(rank) @ right.T).astype(np.float32)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((60, 40), 8), ((40, 60), 40), ((64, 10), 32), ((3, 3, 4, 8), 5), ((7,), 7), ((), 1)])
+def test_columns_are_orthonormal_integers(shape, rank):
+    leaf = samples.floats(shape, 1).astype(np.float32)
+    fan_in, fan_out = dtypes.as_matrix_shape(shape)
+    left, right = of(leaf, rank)
+    assert left.shape == (fan_in, min(rank, fan_in))
+    assert right.shape == (fan_out, min(rank, fan_out))
+    for columns in (left, right):
+        np.testing.assert_array_equal(columns, np.rint(columns))
+        gram = columns.T @ columns / 4.0**basis.FRACTION
+        np.testing.assert_allclose(gram, np.eye(columns.shape[1]), atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_the_basis_captures_nearly_the_energy_of_the_singular_vectors(rank):
+    weights = decaying(120, 80)
+    left, right = of(weights, rank)
+    captured = np.linalg.norm(left.T @ weights.astype(np.float64) @ right) / 4.0**basis.FRACTION
+    best = np.linalg.norm(np.linalg.svd(weights, compute_uv=False)[:rank])
+    assert 0.97 * best < captured <= 1.001 * best
+
+
+def exact_reference(leaf, rank, seed, index):
+    """The algorithm in Python integers and single IEEE operations; columns as lists."""
+    fan_in, fan_out = dtypes.as_matrix_shape(leaf.shape)
+    largest = max(abs(float(w)) for w in leaf.flat) or 1.0
+    weights = [[int(np.rint(float(w) / largest * 2.0**15)) for w in row] for row in leaf.reshape(fan_in, fan_out)]
+    transposed = [list(row) for row in zip(*weights, strict=True)]
+    key, drawn = hashing.stream_key(seed, index, hashing.BASIS), 0
+
+    def draw(count):
+        nonlocal drawn
+        drawn += count
+        return [int(s) for s in hashing.signs(key, drawn - count, count)]
+
+    def dot(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    def times(matrix, vectors):
+        return [[dot(row, vector) for row in matrix] for vector in vectors]
+
+    def scaled(vector, bits):
+        top = max(map(abs, vector))
+        return [round(v / top * 2.0**bits) for v in vector] if top else vector
+
+    def residual(vector, done, bits):
+        for _ in range(2):
+            before = dot(vector, vector)
+            weights = [round(dot(unit, vector) / 2**14) for unit in done]
+            parts = [sum(w * unit[i] for w, unit in zip(weights, done, strict=True)) for i in range(len(vector))]
+            vector = [v - round(part / 2**14) for v, part in zip(vector, parts, strict=True)]
+            if dot(vector, vector) <= before / 2**16:
+                return None
+            vector = scaled(vector, bits)
+        return vector
+
+    def orthonormal(vectors, count, size):
+        bits, done = (52 - (size - 1).bit_length()) // 2, []
+        for j in range(count):
+            vector = residual(scaled(vectors[j], bits), done, bits) if j < len(vectors) else None
+            while vector is None:
+                vector = residual(scaled(draw(size), bits), done, bits)
+            factor = 2.0**14 / math.sqrt(dot(vector, vector))
+            done.append([round(v * factor) for v in vector])
+        return done
+
+    flat = draw(min(rank, fan_out) * fan_out)
+    right = [flat[i : i + fan_out] for i in range(0, len(flat), fan_out)]
+    for _ in range(3):
+        left = orthonormal(times(weights, right), min(rank, fan_in), fan_in)
+        right = orthonormal(times(transposed, left[: min(rank, fan_out)]), min(rank, fan_out), fan_out)
+    return np.array(left).T, np.array(right).T
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((9, 6), 4), ((12, 3), 7), ((2, 11), 5), ((1, 1), 1), ((5,), 3)])
+@pytest.mark.parametrize("kind", ["random", "zero", "dependent"])
+def test_the_basis_is_that_of_python_integers(shape, rank, kind):
+    leaf = samples.floats(shape, 2).astype(np.float32)
+    if kind == "zero":
+        leaf = np.zeros_like(leaf)
+    if kind == "dependent":
+        leaf = (np.ones(leaf.shape) * leaf.reshape(-1, leaf.shape[-1])[0]).astype(np.float32)
+    for found, expected in zip(of(leaf, rank), exact_reference(leaf, rank, 3, 1), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_basis_does_not_depend_on_the_order_of_summation():
+    # 64 copies in Fortran order go through another matrix product than one in C order.
+    leaf = decaying(96, 64)
+    expected = of(leaf, 16)
+    strided = np.asfortranarray(leaf)
+    for found, wanted in zip(of(dtypes.hold(strided), 16), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert any((found != wanted).any() for found, wanted in zip(of(leaf, 16, seed=4), expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, dtypes.BFLOAT16])
+def test_other_dtypes_have_a_basis_of_their_values(dtype):
+    values = samples.floats((8, 5), 3).astype(np.float64 if dtype is np.float64 else np.float32)
+    leaf = dtypes.round_floats(values, np.dtype(dtype))
+    exact = dtypes.to_floats(leaf).astype(np.float64)
+    for found, expected in zip(of(leaf, 4), of(exact, 4), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(bad):
+    with pytest.raises(errors.NonFiniteError, match="finite"):
+        of(np.float32([[1, bad]]), 1)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((4, 4), 0), ((4, 4), 5), ((0, 4), 1), ((200_000, 2), 100)])
+def test_ranks_out_of_range_are_refused(shape, rank):
+    with pytest.raises(errors.LeafError, match="rank"):
+        of(np.ones(shape, np.float32), rank)
