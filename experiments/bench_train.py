@@ -1,4 +1,4 @@
-"""Training speed of an MLP 784-512-512-10 at batch 128, plain, recording and masked, as ratios to PyTorch in one run."""
+"""Training speed of an MLP 784-512-512-10, plain, recording and masked, as ratios to PyTorch in one run."""
 
 import dataclasses
 import json
@@ -104,7 +104,9 @@ def _ours(config: Config, dataset: Dataset) -> dict[str, Step]:
         "plain": step(base.plan("plain", dense, 16), frozen),
         "recording": step(base.plan("recording", dense, 16, wrap=contribution.record), frozen),
         "masked": step(base.plan("masked", dense, 16, wrap=masked), {**frozen, "mask": mask}),
-        "masked, 4 bits": step(base.plan("rounded", base.quantised_delta(4), 16, wrap=masked), {**frozen, "mask": mask}),
+        "masked, 4 bits": step(
+            base.plan("rounded", base.quantised_delta(4), 16, wrap=masked), {**frozen, "mask": mask}
+        ),
     }
 
 

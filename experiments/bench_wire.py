@@ -14,7 +14,7 @@ import numpy as np
 
 from updcomp.edge import files
 from updcomp.wire import container, fingerprint, rans
-from updcomp.wire.packet import Dense, Packet, Sparse, round_step
+from updcomp.wire.packet import Block, Dense, Packet, Sparse, round_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +96,7 @@ def _sparse_apply(repeats: int) -> dict[str, float]:
     """25 million float32 weights in ten leaves, of which 1 % change."""
     generator = np.random.default_rng(0)
     model = {f"layer{i}/kernel": generator.normal(size=(2500, 1000)).astype(np.float32) for i in range(10)}
-    blocks = {}
+    blocks: dict[str, Block] = {}
     for name, leaf in model.items():
         positions = np.sort(generator.choice(leaf.size, leaf.size // 100, replace=False))
         values = generator.integers(1, 8, len(positions)) * generator.choice([-1, 1], len(positions))
@@ -119,4 +119,7 @@ def _fixed_cost() -> dict[str, float]:
         model = {f"{i:03d}": np.zeros(1, np.float32) for i in range(leaves)}
         return len(container.encode(Packet({name: Dense(np.ones(1, np.int32), 1.0) for name in model}), model))
 
-    return {"container: bytes with no block": size(0), "container: bytes per sent leaf of one weight": (size(200) - size(0)) / 200}
+    return {
+        "container: bytes with no block": size(0),
+        "container: bytes per sent leaf of one weight": (size(200) - size(0)) / 200,
+    }

@@ -15,40 +15,28 @@ from experiments import report, worlds
 from experiments.results import Results, Row
 from updcomp import protocol
 from updcomp.methods import METHODS, Method
-from updcomp.trees import PyTree
 from updcomp.training import data, models
 from updcomp.training.evaluation import make_accuracy
+from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
 Setting = dict[str, Any]
 
 SETTINGS: dict[str, list[Setting]] = {
     "full": [{"bits": None}, {"bits": 8}, {"bits": 4}, {"bits": 3}, {"bits": 2}],
-    "partial": [{"ratio": ratio, "bits": 4, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
-    "low_rank": [{"rank": rank, "bits": 4, "aux": 4} for rank in (1, 2, 4, 8)],
-    "subspace": [{"rank": rank} for rank in (4, 8, 16, 32)],
-    "random_mask": [{"ratio": ratio, "bits": 3, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
-    "magnitude_mask": [{"ratio": ratio, "bits": 3, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
+    "partial": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
+    "low_rank": [{"rank": rank, "bits": 2, "aux": 4} for rank in (1, 2, 4, 8)],
+    "subspace": [{"rank": rank, "bits": 2} for rank in (8, 16, 24, 32, 48)],
+    "random_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
+    "magnitude_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03, 0.1)],
 }
 REFERENCE: tuple[str, Setting] = ("full", {"bits": None})  # every other update is measured against it
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(worlds.WorldConfig):
     """What is compared."""
 
-    dataset: str = "mnist"
-    data_dir: str | None = None
-    shift: str = "rotation"
-    pretrain_samples: int = 20_000
-    samples: int = 5_000
-    validation_samples: int = 1_000
-    model: str = "mlp"
-    learning_rate: float = 1e-3
-    pretrain_epochs: int = 10
-    epochs: int = 20
-    batch_size: int = 128
-    devices: int = 1
     methods: tuple[str, ...] = ("full", "partial", "low_rank", "subspace", "random_mask")
     seeds: int = 3
 
@@ -62,7 +50,9 @@ def describe(setting: Setting) -> str:
     return " ".join(f"{name}={value}" for name, value in setting.items())
 
 
-def run(config: Config, workdir: Path, *, experiment: str = "compare", settings: dict[str, list[Setting]] = SETTINGS) -> list[Row]:
+def run(
+    config: Config, workdir: Path, *, experiment: str = "compare", settings: dict[str, list[Setting]] = SETTINGS
+) -> list[Row]:
     """Trains, sends, applies and measures every update; what is in `results.jsonl` already is not done again.
 
     Args:
@@ -110,8 +100,7 @@ class _Bench:
     def start(self, seed: int) -> None:
         """Makes the seed's world and deploys its model."""
         self.seed = seed
-        self.trainings = self.workdir / "checkpoints" / "trainings"
-        self.world = worlds.make(self.config, self.source, self.model, seed, self.trainings)
+        self.world = worlds.make(self.config, self.source, self.model, seed)
         checkpoint = self.workdir / "checkpoints" / f"deployed-{seed}"
         self.deployed: PyTree = worlds.deployed_model(self.config, self.world, self.model, seed, checkpoint.absolute())
         self.deployed_accuracy = self.accuracy(self.deployed, self.world.test)
@@ -124,9 +113,12 @@ class _Bench:
         """One row: trains, sends, applies and evaluates, unless it is there already."""
         if self.results.find(name, setting, self.seed):
             return
-        update = self.workdir / "updates" / f"{name}-{setting.replace(' ', '-')}-seed{self.seed}.upd"
+        cell = f"{name}-{setting.replace(' ', '-')}-seed{self.seed}"
+        update = self.workdir / "updates" / f"{cell}.upd"
+        trainings = self.workdir / "checkpoints" / cell
+        task = self.world.task._replace(checkpoints=trainings)
         key = jax.random.fold_in(jax.random.key(self.seed), 1)
-        done = protocol.run_round(key, method, self.deployed, self.world.task, model=self.device, update=update)
+        done = protocol.run_round(key, method, self.deployed, task, model=self.device, update=update)
         accuracy = self.accuracy(done.variables, self.world.test)
         reference = self.results.find(REFERENCE[0], describe(REFERENCE[1]), self.seed)
         config = self.config
@@ -147,4 +139,4 @@ class _Bench:
             apply_seconds=done.apply_seconds,
         )
         self.results.append(row)
-        shutil.rmtree(self.trainings, ignore_errors=True)
+        shutil.rmtree(trainings, ignore_errors=True)

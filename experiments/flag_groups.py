@@ -38,7 +38,11 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("devices", "integer", "devices that every batch is split over"),
     ],
     "Methods": [
-        Flag("methods", "list", "which methods to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask"),
+        Flag(
+            "methods",
+            "list",
+            "which methods to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask",
+        ),
         Flag("seeds", "integer", "how many seeds; each has its own deployed model, samples and order"),
     ],
 }
@@ -89,7 +93,9 @@ def help_text() -> str:
     lines += ["", "General:", *(_entry(name, text) for name, text in general)]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:", *(_entry(f"--{flag.name}", flag.help) for flag in group)]
-    return "\n".join([*lines, "", "A flag that an experiment does not read is an error, and the message lists those it does."])
+    return "\n".join(
+        [*lines, "", "A flag that an experiment does not read is an error, and the message lists those it does."]
+    )
 
 
 def _entry(name: str, text: str) -> str:

@@ -69,22 +69,30 @@ def table(summaries: Sequence[Summary]) -> str:
     right = (0, 3, 4, 5)
 
     def line(cells: Sequence[str]) -> str:
-        aligned = (cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+        aligned = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
         return f"| {' | '.join(aligned)} |"
 
-    rule = "|".join(f"{'-' * (width + 1)}:" if i in right else f":{'-' * (width + 1)}" for i, width in enumerate(widths))
+    rule = "|".join(
+        f"{'-' * (width + 1)}:" if i in right else f":{'-' * (width + 1)}" for i, width in enumerate(widths)
+    )
     return "\n".join([line(head), f"|{rule}|", *map(line, body)])
 
 
 def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
     """One sentence: how many bytes instead of how many keep how much of the full update's gain."""
-    full = next(summary for summary in summaries if (summary.method, summary.setting) == (rows[0].method, rows[0].setting))
+    full = next(
+        summary for summary in summaries if (summary.method, summary.setting) == (rows[0].method, rows[0].setting)
+    )
     deployed = float(np.mean([row.deployed_accuracy for row in rows]))
     good = [summary for summary in summaries if summary.kept >= KEPT]
     best = good[0] if good else max(summaries, key=lambda summary: summary.kept)
     return (
         f"{best.update_bytes:,.0f} bytes instead of {full.update_bytes:,.0f} "
-        f"({full.update_bytes / best.update_bytes:,.0f} times fewer) keep {100 * best.kept:.0f} % of the full update's gain: "
+        f"({full.update_bytes / best.update_bytes:,.0f} times fewer) "
+        f"keep {100 * best.kept:.0f} % of the full update's gain: "
         f"accuracy {best.accuracy:.3f} ± {best.spread:.3f} with {best.method} ({best.setting}), "
         f"{full.accuracy:.3f} ± {full.spread:.3f} with the full update, {deployed:.3f} without any."
     )
@@ -115,7 +123,14 @@ def plot(rows: Sequence[Row], summaries: Sequence[Summary], path: Path, *, title
     deployed = float(np.mean([row.deployed_accuracy for row in rows]))
     for level, name in ((full, "full update"), (deployed, "no update")):
         axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        axes.annotate(f"{name} {level:.3f}", (0.005, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", color="gray")
+        axes.annotate(
+            f"{name} {level:.3f}",
+            (0.005, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color="gray",
+        )
     axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel="test accuracy on the device", title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="center right")
@@ -142,7 +157,9 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str, title: str) -> st
     shown = f"{table(summaries)}\n\n{conclusion(rows, summaries)}"
     seeds = len({row.seed for row in rows})
     text = f"# {title}\n\n    {command}\n\n{shown}\n\n![Accuracy against bytes](accuracy_vs_bytes.png)\n\n"
-    text += f"Means over {seeds} seeds, ± standard deviation. Bytes are file sizes; accuracy is measured on the model that "
+    text += (
+        f"Means over {seeds} seeds, ± standard deviation. Bytes are file sizes; accuracy is measured on the model that "
+    )
     text += "the device wrote, on test samples that chose nothing.\n"
     files.write_bytes(workdir / "report.md", text.encode())
     return shown

@@ -1,15 +1,16 @@
 """A world that changes: what a model was deployed for, what it meets, and the task that this gives the server."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from updcomp.methods import base
-from updcomp.trees import PyTree
 from updcomp.training import devices
 from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import load_model, save_model
@@ -18,22 +19,26 @@ from updcomp.training.loop import Task, fit
 from updcomp.training.models import Model
 from updcomp.training.optimizers import every_third
 from updcomp.training.shifts import contrast_noise, random_rotation, shift_dataset
+from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
 
-class Settings(Protocol):
-    """The part of an experiment's `Config` that describes its world."""
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The settings that describe a world and how its models are trained."""
 
-    dataset: str
-    shift: str
-    pretrain_samples: int
-    samples: int
-    validation_samples: int
-    learning_rate: float
-    pretrain_epochs: int
-    epochs: int
-    batch_size: int
-    devices: int
+    dataset: str = "mnist"
+    data_dir: str | None = None
+    shift: str = "rotation"
+    pretrain_samples: int = 20_000
+    samples: int = 5_000
+    validation_samples: int = 1_000
+    model: str = "mlp"
+    learning_rate: float = 1e-3
+    pretrain_epochs: int = 10
+    epochs: int = 20
+    batch_size: int = 128
+    devices: int = 1
 
 
 class World(NamedTuple):
@@ -59,7 +64,7 @@ SHIFTS: dict[str, Shift] = {"rotation": _rotated, "contrast_noise": _noisy, "cla
 _AUGMENTED = ("cifar10", "cifar100")
 
 
-def make(config: Settings, source: Source, model: Model, seed: int, checkpoints: Path) -> World:
+def make(config: WorldConfig, source: Source, model: Model, seed: int) -> World:
     """The world of one seed: disjoint random samples for before, after and validation, and the changed test set.
 
     Args:
@@ -67,7 +72,6 @@ def make(config: Settings, source: Source, model: Model, seed: int, checkpoints:
       source: the dataset.
       model: what is trained.
       seed: decides samples, shift and order.
-      checkpoints: folder for the states of long trainings.
 
     Returns:
       A `World`. With the shift "classes", the deployed model knows the first 60 % of the classes and then meets all.
@@ -96,7 +100,6 @@ def make(config: Settings, source: Source, model: Model, seed: int, checkpoints:
         schedule=TENTH_EVERY_THIRD,
         augment=crop_and_flip if config.dataset in _AUGMENTED else None,
         mesh=mesh,
-        checkpoints=checkpoints,
     )
     return World(before, task, test)
 
@@ -105,7 +108,7 @@ TENTH_EVERY_THIRD = every_third(0.1)
 _PRETRAIN = base.plan("deployed", base.quantised_delta(None), aux=16)
 
 
-def deployed_model(config: Settings, world: World, model: Model, seed: int, path: Path) -> PyTree:
+def deployed_model(config: WorldConfig, world: World, model: Model, seed: int, path: Path) -> PyTree:
     """The model that the devices hold: trained on the world before the change, once, and kept as an Orbax checkpoint.
 
     Args:
@@ -124,9 +127,11 @@ def deployed_model(config: Settings, world: World, model: Model, seed: int, path
     init = model.init(init_key, world.before.images)
     parts = base.split(init, aux=16)
     before = devices.replicate(world.before, world.task.mesh)
-    task = world.task._replace(train=before, epochs=config.pretrain_epochs)
+    trainings = path.with_name(f"{path.name}-training")
+    task = world.task._replace(train=before, epochs=config.pretrain_epochs, checkpoints=trainings)
     start = {"kernels": parts.kernels, "aux": parts.aux}
     fitted = fit(train_key, task, _PRETRAIN, start, {"deployed": init}, statistics=parts.statistics)
     variables = {**_PRETRAIN.assemble(fitted.last, {"deployed": init}), **fitted.last_statistics}
     save_model(path, variables)
+    shutil.rmtree(trainings, ignore_errors=True)
     return variables

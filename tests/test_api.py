@@ -14,7 +14,10 @@ def pair(seed=0, changed=1.0):
     """Two float32 models of which a share of the weights differs."""
     generator = np.random.default_rng(seed)
     old = {"a/kernel": generator.normal(size=(40, 30)).astype(np.float32), "a/bias": np.zeros(30, np.float32)}
-    move = {name: 0.01 * generator.normal(size=leaf.shape) * (generator.random(leaf.shape) < changed) for name, leaf in old.items()}
+    move = {
+        name: 0.01 * generator.normal(size=leaf.shape) * (generator.random(leaf.shape) < changed)
+        for name, leaf in old.items()
+    }
     return old, {name: (leaf + move[name]).astype(np.float32) for name, leaf in old.items()}
 
 

@@ -82,6 +82,8 @@ def test_the_floors_of_the_device_import_numpy_alone(path):
 
 def test_a_fresh_process_that_imports_the_edge_loads_no_server_package():
     code = "import sys, updcomp.edge, updcomp.edge.files; print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert "numpy" in loaded
     assert not loaded & {"jax", "flax", "optax", "scipy", "orbax", "absl", "ml_dtypes", "safetensors"}

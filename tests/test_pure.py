@@ -77,9 +77,14 @@ def test_the_global_contribution_bounds_the_loss_of_rewinding():
 
 
 def test_both_contributions_weigh_the_same_whatever_their_units():
-    scores = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])}, {"a": jnp.array([5.0, -1.0]), "b": jnp.array([[1.0]])}
+    scores = (
+        {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])},
+        {"a": jnp.array([5.0, -1.0]), "b": jnp.array([[1.0]])},
+    )
     combined = contribution.combine(*scores)
-    scaled = contribution.combine(jax.tree.map(lambda x: 1e4 * x, scores[0]), jax.tree.map(lambda x: 1e-3 * x, scores[1]))
+    scaled = contribution.combine(
+        jax.tree.map(lambda x: 1e4 * x, scores[0]), jax.tree.map(lambda x: 1e-3 * x, scores[1])
+    )
     for name in combined:
         np.testing.assert_allclose(combined[name], scaled[name], rtol=1e-5)
     assert sum(float(leaf.sum()) for leaf in combined.values()) == pytest.approx(1.0)
@@ -118,7 +123,9 @@ def test_quantised_factors_multiply_to_what_the_wire_carries(bits):
     factors = factorize.Factors(normal(0, (12, 3)), normal(1, (7, 3)))
     seen = factorize.product(factorize.quantized(factors, bits), (12, 7))
     steps = [quantize.dynamic_step(factor, bits) for factor in factors]
-    integers = [quantize.to_integers(np.asarray(f), bits, step=float(s))[0] for f, s in zip(factors, steps, strict=True)]
+    integers = [
+        quantize.to_integers(np.asarray(f), bits, step=float(s))[0] for f, s in zip(factors, steps, strict=True)
+    ]
     step = float(factorize.product_step(*steps))
     assert round_step(step) == step
     np.testing.assert_allclose(seen, integers[0] @ integers[1].T * step, rtol=1e-5, atol=1e-6)
@@ -148,7 +155,9 @@ def test_trainer_and_wire_round_to_the_same_integers(bits, seed):
     integers, sent = quantize.to_integers(x, bits, step=float(step))
     assert sent == float(step)
     np.testing.assert_array_equal(integers, quantize.levels(x, step, bits))
-    np.testing.assert_allclose(quantize.straight_through(x, step, bits), integers * np.float32(sent), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        quantize.straight_through(x, step, bits), integers * np.float32(sent), rtol=1e-5, atol=1e-6
+    )
     assert np.abs(integers).max() <= quantize.max_level(bits)
 
 
@@ -158,7 +167,9 @@ def test_the_dynamic_step_looks_at_sent_weights_only():
 
 
 def test_rounding_lets_gradients_through_unchanged():
-    gradient = jax.grad(lambda x: jnp.sum(quantize.straight_through(x, quantize.dynamic_step(x, 2), 2) * jnp.arange(5.0)))
+    gradient = jax.grad(
+        lambda x: jnp.sum(quantize.straight_through(x, quantize.dynamic_step(x, 2), 2) * jnp.arange(5.0))
+    )
     np.testing.assert_allclose(gradient(normal(0, (5,))), np.arange(5.0))
 
 

@@ -115,7 +115,8 @@ from updcomp import selection
 from updcomp.training import devices
 mesh = devices.data_mesh()
 assert mesh.size == 8
-scores = [np.round(np.random.default_rng(i).normal(size=shape), 1).astype(np.float32) for i, shape in enumerate([(64, 3), (16,)])]
+generator = np.random.default_rng(0)
+scores = [np.round(generator.normal(size=shape), 1).astype(np.float32) for shape in [(64, 3), (16,)]]
 placed = [jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data"))) for leaf in scores]
 for k in (1, 50, 200):
     masks = jax.jit(lambda leaves: selection.top_k(leaves, k))(placed)

@@ -41,7 +41,11 @@ def equinox_tree():
 
 
 def dict_tree():
-    return {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "layers": [np.float64(3), np.zeros((0, 2))], "n": 3}
+    return {
+        "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
+        "layers": [np.float64(3), np.zeros((0, 2))],
+        "n": 3,
+    }
 
 
 def optimizer_tree():
@@ -68,7 +72,9 @@ def changed(leaf):
         return jax.random.key(8)
     if leaf.dtype == np.bool_:
         return ~leaf
-    return leaf + np.ones((), leaf.dtype) if isinstance(leaf, np.ndarray | np.generic) else leaf + jnp.ones((), leaf.dtype)
+    return (
+        leaf + np.ones((), leaf.dtype) if isinstance(leaf, np.ndarray | np.generic) else leaf + jnp.ones((), leaf.dtype)
+    )
 
 
 def assert_same_bits(one, other):

@@ -129,7 +129,9 @@ def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
 def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int) -> Packet:
     """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
     lossy = [name for name, leaf in before.items() if dtypes.name(leaf.dtype) in _LOSSY]
-    deltas = [np.abs(dtypes.to_floats(after[name]).astype(np.float64) - dtypes.to_floats(before[name])) for name in lossy]
+    deltas = [
+        np.abs(dtypes.to_floats(after[name]).astype(np.float64) - dtypes.to_floats(before[name])) for name in lossy
+    ]
     largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
     coarse = round_step(4 * largest) if largest > 0 else 1.0
     best, size = _sized(before, after, coarse)

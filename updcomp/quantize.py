@@ -56,7 +56,7 @@ def dynamic_step(x: jax.Array, bits: int, *, where: jax.Array | None = None) -> 
 
 
 def levels(x: jax.Array, step: jax.Array, bits: int) -> jax.Array:
-    """q = clip(round(x / step), -L, L), as floats; halves round to even.
+    """Q = clip(round(x / step), -L, L), as floats; halves round to even.
 
     >>> levels(jnp.array([0.24, -9.0]), 0.1, 4).tolist()
     [2.0, -7.0]

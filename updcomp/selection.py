@@ -121,8 +121,8 @@ def _split(count: int) -> _Count:
 
 
 def _add(counts: list[_Count]) -> _Count:
-    high = jnp.sum(jnp.stack([h for h, _ in counts]), dtype=jnp.uint32)
-    low = jnp.sum(jnp.stack([l for _, l in counts]), dtype=jnp.uint32)
+    high = jnp.sum(jnp.stack([high for high, _ in counts]), dtype=jnp.uint32)
+    low = jnp.sum(jnp.stack([low for _, low in counts]), dtype=jnp.uint32)
     return high + (low >> _LIMB), low & np.uint32(2**_LIMB - 1)
 
 

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from updcomp.trees import kernels, matrix_shape, to_model
 from updcomp.wire import basis

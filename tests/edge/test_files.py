@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import struct
@@ -48,13 +49,17 @@ def test_the_safetensors_package_reads_what_we_write_and_we_what_it_writes(tmp_p
     assert read.metadata == {"format": "pt"}
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
-def test_safetensors_names_of_small_floats_are_those_of_the_package(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "expected"), [("bfloat16", "BF16"), ("float8_e4m3fn", "F8_E4M3"), ("float8_e5m2", "F8_E5M2")]
+)
+def test_small_floats_have_the_names_that_the_safetensors_package_knows(tmp_path, name, expected):
     leaf = np.arange(4).astype(getattr(ml_dtypes, name))
-    theirs = safetensors.serialize({"w": {"dtype": name, "shape": [4], "data": leaf.tobytes()}})
-    (tmp_path / "theirs.safetensors").write_bytes(theirs)
-    read = files.read_model(tmp_path / "theirs.safetensors").model
-    assert fingerprint.of(read) == fingerprint.of({"w": leaf})
+    files.write_model(tmp_path / "m.safetensors", {"w": leaf})
+    ((_, theirs),) = safetensors.deserialize((tmp_path / "m.safetensors").read_bytes())
+    assert theirs["dtype"] == expected
+    assert theirs["shape"] == [4]
+    assert bytes(theirs["data"]) == leaf.tobytes()
+    assert fingerprint.of(files.read_model(tmp_path / "m.safetensors").model) == fingerprint.of({"w": leaf})
 
 
 def test_npz_names_may_be_any_and_numpy_reads_them(tmp_path):
@@ -124,10 +129,8 @@ def test_every_truncation_and_many_damages_of_a_npz_file_are_a_file_error_or_a_m
             files.read_model(path)
     for at in range(0, len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
-        try:
+        with contextlib.suppress(errors.Error):
             files.read_model(path)
-        except errors.Error as error:
-            assert "\n" not in str(error)
 
 
 def test_pickles_are_never_loaded(tmp_path):
@@ -138,7 +141,7 @@ def test_pickles_are_never_loaded(tmp_path):
 
 def test_npz_leaves_that_are_no_numbers_are_refused(tmp_path):
     np.savez(tmp_path / "m.npz", w=np.array(["text"]))
-    with pytest.raises(errors.DtypeError, match="m.npz"):
+    with pytest.raises(errors.DtypeError, match=r"m\.npz: dtype"):
         files.read_model(tmp_path / "m.npz")
 
 

@@ -59,11 +59,11 @@ def test_a_wrong_or_damaged_update_changes_nothing(opened, model):
 def test_a_crash_at_any_point_leaves_a_valid_current_version(opened, model, monkeypatch, call):
     """Cuts the process off at the n-th system call of a kind, for every n until the whole passes."""
     opened.install(update_of(model))
-    folder = opened.path().parent
+    folder, real = opened.path().parent, getattr(os, call)
     for survived in range(100):
         done = 0
 
-        def cut(*args, real=getattr(os, call), limit=survived, **kwargs):
+        def cut(*args, limit=survived, **kwargs):
             nonlocal done
             if done == limit:
                 raise KeyboardInterrupt

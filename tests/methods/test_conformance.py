@@ -42,7 +42,9 @@ def world(model: str) -> tuple[dict, Task]:
     source = data.load("digits")
     train, validation = data.split(source.train, (200, 100), seed=0)
     network = MODELS[model]
-    task = Task(network.apply, jax.device_put(train), jax.device_put(validation), optax.adam, 1e-2, epochs=2, batch_size=50)
+    task = Task(
+        network.apply, jax.device_put(train), jax.device_put(validation), optax.adam, 1e-2, epochs=2, batch_size=50
+    )
     return network.init(jax.random.key(0), train.images), task
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_state(tmp_path):
             print(step, flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     with subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
     ) as process:

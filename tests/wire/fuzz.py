@@ -40,7 +40,7 @@ def bit_flips(update: bytes) -> Iterator[bytes]:
 
 
 def random_edits(updates: list[bytes], rng: np.random.Generator) -> Iterator[bytes]:
-    """Without end: a few bytes replaced, removed, repeated, inserted or spliced, behind the fingerprints, checksum fixed."""
+    """Without end: a few bytes behind the fingerprints replaced, removed, inserted or spliced, the checksum fixed."""
     while True:
         update = updates[rng.integers(len(updates))]
         body = bytearray(update[:-4])
@@ -68,9 +68,7 @@ def outcome(mutated: bytes, base: dict[str, np.ndarray], apply: Callable = conta
     try:
         new = apply(mutated, base)
     except errors.Error as error:
-        assert str(error)
-        assert "\n" not in str(error)
-        return type(error).__name__
+        return type(error).__name__ if len(str(error).splitlines()) == 1 else f"message {error!s}"
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in new.items()} == {
         name: (leaf.shape, leaf.dtype) for name, leaf in base.items()
     }

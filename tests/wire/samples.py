@@ -61,14 +61,19 @@ def packets() -> dict[str, packet.Packet]:
         },
         "half": {"dense/bias": packet.Half(kernel[1].astype(np.float16)), "scale": packet.Half(np.ones(6, np.float16))},
         "dense": {
-            "dense/kernel": packet.Dense(integers((24, 10), 30) * (1 + np.arange(24) // 6 * 4)[:, None].astype(np.int32), STEP),
+            "dense/kernel": packet.Dense(
+                integers((24, 10), 30) * (1 + np.arange(24) // 6 * 4)[:, None].astype(np.int32), STEP
+            ),
             "conv": packet.Dense(integers((3, 3, 2, 4), 32), STEP),
             "scale": packet.Dense(integers((6,), 34), STEP),
             "special": packet.Dense(np.int32([1, 1, 0, 0, -1, 1, 2**31 - 1, -5]), packet.round_step(1e30)),
         },
         "sparse": {"dense/kernel": packet.Sparse(places, integers(places.shape, 36) | 1, STEP)},
         "seeded": {"dense/kernel": packet.Seeded(integers((40,), 38), STEP)},
-        "magnitude": {"dense/kernel": packet.Magnitude(integers((40,), 40), STEP), "conv": packet.Magnitude(integers((9,), 42), STEP)},
+        "magnitude": {
+            "dense/kernel": packet.Magnitude(integers((40,), 40), STEP),
+            "conv": packet.Magnitude(integers((9,), 42), STEP),
+        },
         "factors": {"dense/kernel": packet.Factors(integers((24, 2), 44), integers((10, 2), 46), STEP)},
         "coefficients": {
             "dense/kernel": packet.Coefficients(integers((5, 5), 48), 5, STEP),

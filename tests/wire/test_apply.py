@@ -112,7 +112,11 @@ def test_large_leaves_are_the_same_as_small_ones_slice_by_slice():
     np.testing.assert_array_equal(whole, np.where(values == 0, old, expected))
     sparse = packet.Sparse(np.arange(size), values, samples.STEP)
     np.testing.assert_array_equal(apply.apply_block(sparse, old, seed=0, index=0), whole)
-    matrix, left, right = old[: 650 * 290].reshape(650, 290), samples.integers((650, 3), 73), samples.integers((290, 3), 75)
+    matrix, left, right = (
+        old[: 650 * 290].reshape(650, 290),
+        samples.integers((650, 3), 73),
+        samples.integers((290, 3), 75),
+    )
     whole = apply.apply_block(packet.Factors(left, right, samples.STEP), matrix, seed=0, index=0)
     product = left.astype(np.int64) @ right.T.astype(np.int64)
     dense = packet.Dense(product.astype(np.int32), samples.STEP)
@@ -175,5 +179,5 @@ def test_lossy_blocks_take_float_leaves_only(leaf):
 
 
 def test_a_block_for_a_leaf_that_is_not_there_is_refused():
-    with pytest.raises(errors.LeafError, match="'kernel'.*dense/kernel"):
+    with pytest.raises(errors.LeafError, match=r"'kernel'.*dense/kernel"):
         apply.apply(packet.Packet({"kernel": packet.Raw(np.zeros(1))}), samples.model())

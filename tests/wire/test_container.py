@@ -48,18 +48,22 @@ def test_any_sparse_block_returns(data):
 def test_blocks_and_sparse_entries_that_change_nothing_are_left_out():
     base = samples.model()
     kernel = base["dense/kernel"]
-    sent = packet.Packet({
-        "dense/kernel": packet.Sparse(np.array([3, 5, 8]), np.int32([1, 0, 2]), samples.STEP),
-        "dense/bias": packet.Dense(np.zeros(10, np.int32), samples.STEP),
-        "conv": packet.Exact(base["conv"]),
-        "double": packet.Raw(base["double"].copy()),
-        "special": packet.Dense(np.int32([1, 1, 1, 0, 0, 0, 0, 0]), samples.STEP),
-        "empty": packet.Dense(np.zeros((0, 3), np.int32), samples.STEP),
-    })
+    sent = packet.Packet(
+        {
+            "dense/kernel": packet.Sparse(np.array([3, 5, 8]), np.int32([1, 0, 2]), samples.STEP),
+            "dense/bias": packet.Dense(np.zeros(10, np.int32), samples.STEP),
+            "conv": packet.Exact(base["conv"]),
+            "double": packet.Raw(base["double"].copy()),
+            "special": packet.Dense(np.int32([1, 1, 1, 0, 0, 0, 0, 0]), samples.STEP),
+            "empty": packet.Dense(np.zeros((0, 3), np.int32), samples.STEP),
+        }
+    )
     received = container.decode(container.encode(sent, base), base).blocks
     assert received.keys() == {"dense/kernel"}
     assert received["dense/kernel"].positions.tolist() == [3, 8]
-    assert fingerprint.of(container.apply_update(container.encode(packet.Packet({}), base), base)) == fingerprint.of(base)
+    assert fingerprint.of(container.apply_update(container.encode(packet.Packet({}), base), base)) == fingerprint.of(
+        base
+    )
     assert len(kernel) == 24
 
 

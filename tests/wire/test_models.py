@@ -142,7 +142,9 @@ def test_a_large_segment_crosses_the_longest_chunk():
     assert size <= 1.1 * entropy(values)
 
 
-@given(hnp.arrays(np.int32, st.tuples(st.integers(0, 30), st.integers(0, 30)), elements=st.integers(-(2**31), 2**31 - 1)))
+@given(
+    hnp.arrays(np.int32, st.tuples(st.integers(0, 30), st.integers(0, 30)), elements=st.integers(-(2**31), 2**31 - 1))
+)
 def test_a_matrix_returns(values):
     writer = streams.Writer()
     contexts.write_matrix(writer, values, values.shape)

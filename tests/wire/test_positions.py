@@ -1,28 +1,19 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.wire import samples
+from tests.wire import samples, twin_basis
 from updcomp.wire import dtypes, hashing, positions
-
-MASK = 2**64 - 1
-
-
-def splitmix(z):
-    """The finaliser of splitmix64 in Python integers."""
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
-    return z ^ z >> 31
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 1))
 def test_hashes_are_those_of_python_integers(seed, index, purpose):
-    golden = 0x9E3779B97F4A7C15
-    key = splitmix((splitmix((seed + golden) & MASK) + 2 * index + purpose) & MASK)
-    assert hashing.stream_key(seed, index, purpose) == key
-    expected = [splitmix((key + (i + 1) * golden) & MASK) for i in range(5, 9)]
+    expected = list(itertools.islice(twin_basis.hashes(seed, index, purpose), 9))[5:]
+    key = hashing.stream_key(seed, index, purpose)
     assert hashing.hashes(key, 5, 9).tolist() == expected
     np.testing.assert_array_equal(hashing.signs(key, 5, 4), [-1.0 if h >> 63 else 1.0 for h in expected])
 

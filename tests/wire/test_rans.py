@@ -84,7 +84,9 @@ def test_nothing_pushed_costs_nothing():
     rans.Decoder(b"", 0).finish()
 
 
-@pytest.mark.parametrize("change", [lambda d: d[:-2], lambda d: d + b"\1\0", lambda d: d[:9] + b"\x55" + d[10:], lambda d: d[:-1]])
+@pytest.mark.parametrize(
+    "change", [lambda d: d[:-2], lambda d: d + b"\1\0", lambda d: d[:9] + b"\x55" + d[10:], lambda d: d[:-1]]
+)
 def test_a_damaged_stream_is_found_at_the_latest_in_its_end(change):
     rng = np.random.default_rng(1)
     table = frequencies(rng, 1, 5)

@@ -1,5 +1,6 @@
 """Versions of a model in a folder, one of them current; a crash at any point leaves a valid current one."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -97,4 +98,6 @@ class Store:
         kept = {self._path(number) for number in range(version - self._keep + 1, version + 1)}
         for path in self._folder.glob("*.safetensors"):
             if path not in kept:
-                path.unlink(missing_ok=True)
+                # The switch is done; a version that cannot be removed only takes space.
+                with contextlib.suppress(OSError):
+                    path.unlink()

@@ -47,7 +47,9 @@ def split(deployed: PyTree, *, aux: int | None) -> Parts:
     return Parts(trees.kernels(deployed), trained if aux else {}, statistics)
 
 
-def plan(name: str, kernels: Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]], aux: int | None, **options: Any) -> Plan:
+def plan(
+    name: str, kernels: Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]], aux: int | None, **options: Any
+) -> Plan:
     """A training plan for `{"kernels": ..., "aux": ...}` leaves.
 
     Args:
@@ -85,7 +87,7 @@ def quantised_delta(bits: int | None) -> Callable[[Any, dict[str, PyTree]], dict
 
 
 def delta_integers(old: jax.Array, new: jax.Array, bits: int, mask: Any = None) -> tuple[np.ndarray, float]:
-    """The integers and step that `quantised_delta` trained for a kernel; with a mask, those of the sent weights only."""
+    """The integers and step that `quantised_delta` trained for a kernel; with a mask, of the sent ones."""
     delta = jnp.subtract(new, old)
     step = float(quantize.dynamic_step(delta, bits, where=None if mask is None else jnp.asarray(mask)))
     values = np.asarray(delta) if mask is None else np.asarray(delta)[np.asarray(mask)]

@@ -96,7 +96,10 @@ def _fixed_mask(
             task,
             plan,
             {"kernels": parts.kernels, "aux": parts.aux},
-            {"deployed": deployed, "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)}},
+            {
+                "deployed": deployed,
+                "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)},
+            },
             statistics=parts.statistics,
             learning_rate=rate * task.learning_rate,
         )

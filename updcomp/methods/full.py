@@ -4,7 +4,7 @@ import jax
 
 from updcomp.methods import base
 from updcomp.training.loop import Task, fit
-from updcomp.trees import PyTree, named_leaves
+from updcomp.trees import PyTree
 from updcomp.wire.packet import Block, Dense, Packet, Raw
 
 

@@ -52,7 +52,13 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
         start = {"kernels": factors, "aux": parts.aux}
         learning_rate = rate * task.learning_rate
         fitted = fit(
-            train_key, task, plan, start, {"deployed": deployed}, statistics=parts.statistics, learning_rate=learning_rate
+            train_key,
+            task,
+            plan,
+            start,
+            {"deployed": deployed},
+            statistics=parts.statistics,
+            learning_rate=learning_rate,
         )
         blocks: dict[str, packet.Block] = base.aux_blocks(deployed, fitted, aux)
         for name, pair in fitted.trainable["kernels"].items():

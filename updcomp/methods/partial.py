@@ -18,7 +18,13 @@ GLOBAL_SHARE = {"combined": 0.5, "global": 1.0, "local": 0.0}
 
 
 def partial(
-    *, ratio: float, scores: str = "combined", bits: int = 8, aux: int | None = 16, rate: float = 1.0, sparse_rate: float = 10.0
+    *,
+    ratio: float,
+    scores: str = "combined",
+    bits: int = 8,
+    aux: int | None = 16,
+    rate: float = 1.0,
+    sparse_rate: float = 10.0,
 ) -> base.Method:
     """Sends the weights with the largest contribution to the loss reduction, after training them once more alone.
 
@@ -70,7 +76,10 @@ def partial(
             task,
             sparse_plan,
             {"kernels": rewound, "aux": full.last["aux"]},
-            {"deployed": deployed, "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)}},
+            {
+                "deployed": deployed,
+                "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)},
+            },
             statistics=full.last_statistics,
             learning_rate=sparse_rate * task.learning_rate,
         )

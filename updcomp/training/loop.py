@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from updcomp.trees import PyTree
 from updcomp.training import devices
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.data import Dataset, to_float
 from updcomp.training.evaluation import count_correct
 from updcomp.training.models import Apply
 from updcomp.training.optimizers import OptimizerFactory, constant, with_learning_rate
+from updcomp.trees import PyTree
 from updcomp.wire.errors import Error, NonFiniteError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -47,7 +47,7 @@ class Task(NamedTuple):
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy  # (logits, labels) -> scalar
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None  # (key, images) -> images, inside the step
     mesh: jax.sharding.Mesh | None = None  # shards every batch over its "data" axis
-    checkpoints: Path | None = None  # folder in which long trainings save their state, to continue after a kill
+    checkpoints: Path | None = None  # folder of this one update, where long trainings save themselves to survive a kill
 
 
 class Plan(NamedTuple):
@@ -122,12 +122,12 @@ def fit(
     """
     samples = np.arange(len(task.train.labels)) if task.samples is None else np.asarray(task.samples)
     if len(samples) < task.batch_size:
-        found = f"batch_size: expected at most the number of training samples, {len(samples)}, found {task.batch_size}"
-        raise Error(f"{found}; use a smaller batch or more samples")
+        expected = f"expected at most the number of training samples, {len(samples)}"
+        raise Error(f"batch_size: {expected}, found {task.batch_size}; use a smaller batch or more samples")
     batches = -(-len(samples) // task.batch_size)
     rate = task.learning_rate if learning_rate is None else learning_rate
     run = functools.partial(
-        _compiled_epoch(plan, task.apply, task.optimizer, task.loss, task.schedule, task.augment, task.mesh),
+        _compiled_epoch(plan, task.apply, task.optimizer, task.loss, task.schedule, task.augment, task.mesh),  # type: ignore[arg-type]
         frozen=devices.replicate(frozen, task.mesh),
         train=task.train,
         validation=task.validation,
@@ -139,19 +139,23 @@ def fit(
     state = run(state, epoch=np.int32(0), order=order, batches=np.int32(0))
     start_correct = int(state.best_correct)
     saved = Checkpoints(task.checkpoints / plan.name) if task.checkpoints else None
-    done, state = (saved and saved.restore_latest(state)) or (0, state)
+    done = 0
+    if saved and (found := saved.restore_latest(state)):
+        done, state = found
     last_save = time.monotonic()
     for epoch in range(done, task.epochs):
         order[:batches] = _shuffled(key, epoch, samples, task.batch_size)
         state = run(state, epoch=np.int32(epoch + 1), order=order, batches=np.int32(batches))
         if (failed := int(state.failed_step)) >= 0:
-            raise NonFiniteError(f"{plan.name}: the loss is not finite at step {failed}; lower the learning rate ({rate})")
+            raise NonFiniteError(
+                f"{plan.name}: the loss is not finite at step {failed}; lower the learning rate ({rate})"
+            )
         if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
             saved.save(epoch + 1, state)
             last_save = time.monotonic()
-    return Fitted(
-        *state.best, state.trainable, state.statistics, state.optimizer, int(state.best_correct), start_correct
-    )
+    best, best_statistics = state.best
+    last = (state.trainable, state.statistics)
+    return Fitted(best, best_statistics, *last, state.optimizer, int(state.best_correct), start_correct)
 
 
 def _start(plan: Plan, task: Task, trainable: PyTree, statistics: dict[str, PyTree]) -> State:
@@ -196,7 +200,9 @@ def _compiled_epoch(
         logits, updated = apply(variables, images, train=plan.train_statistics)
         return loss(logits, labels), updated if plan.train_statistics else statistics
 
-    def step(i: jax.Array, state: State, frozen: Any, train: Dataset, order: jax.Array, rates: Rates, key: jax.Array) -> State:
+    def step(
+        i: jax.Array, state: State, frozen: Any, train: Dataset, order: jax.Array, rates: Rates, key: jax.Array
+    ) -> State:
         images, labels = devices.shard_batch((train.images[order[i]], train.labels[order[i]]), mesh)
         images = to_float(images)
         if augment is not None:

@@ -23,7 +23,7 @@ def leaf_digest(name: str, leaf: dtypes.Array) -> bytes:
     """
     leaf = dtypes.hold(leaf)
     digest = hashlib.sha256()
-    for text in (name.encode(), dtypes.name(leaf.dtype).encode()):
+    for text in (name.encode(errors="surrogatepass"), dtypes.name(leaf.dtype).encode()):
         digest.update(struct.pack("<I", len(text)) + text)
     digest.update(struct.pack(f"<I{leaf.ndim}Q", leaf.ndim, *leaf.shape))
     digest.update(dtypes.flat_bits(leaf).data)

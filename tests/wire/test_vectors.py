@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.wire import samples, twin, twin_basis
+from updcomp.edge import files
+from updcomp.wire import basis, container, dtypes, fingerprint, hashing, models, positions
+
+FOLDER = Path(__file__).parent / "vectors"
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+BASE = files.read_model(FOLDER / "base.safetensors").model
+
+
+def plain(leaf):
+    held = dtypes.hold(leaf)
+    bits = dtypes.flat_bits(held)
+    return twin.Leaf(dtypes.name(held.dtype), held.shape, bits.itemsize, bits.tolist())
+
+
+def test_the_vectors_are_of_the_samples_and_of_every_kind():
+    assert fingerprint.of(BASE).hex() == EXPECTED["fingerprint"] == fingerprint.of(samples.model()).hex()
+    assert EXPECTED["updates"].keys() == samples.packets().keys()
+
+
+@pytest.mark.parametrize("kind", EXPECTED["updates"])
+def test_every_vector_gives_the_expected_bits(kind):
+    update = (FOLDER / f"{kind}.updc").read_bytes()
+    assert container.inspect(update) == EXPECTED["updates"][kind]["inspect"]
+    new = container.apply_update(update, BASE)
+    changed = {name: dtypes.flat_bits(leaf).tobytes().hex() for name, leaf in new.items() if leaf is not BASE[name]}
+    assert changed == EXPECTED["updates"][kind]["new_leaves"]
+
+
+@pytest.mark.parametrize("kind", EXPECTED["updates"])
+def test_a_reader_written_from_the_specification_alone_gives_the_same_bits(kind):
+    new = twin.apply((FOLDER / f"{kind}.updc").read_bytes(), {name: plain(leaf) for name, leaf in BASE.items()})
+    for name, bits in EXPECTED["updates"][kind]["new_leaves"].items():
+        assert new[name].data.hex() == bits
+
+
+def test_such_a_reader_takes_classes_lanes_and_longer_chunks():
+    rng = np.random.default_rng(0)
+    scales = np.exp(rng.normal(0, 1.5, 60))[:, None] * np.exp(rng.normal(0, 1.5, 50))
+    base = {"w": rng.normal(size=(60, 50)).astype(np.float32), "x": np.zeros(70_000, np.float16)}
+    values = np.rint(rng.laplace(0, scales)).astype(np.int32)
+    sparse = np.where(rng.random(70_000) < 0.001, 1, 0).astype(np.int32)
+    packet = container.packet.Packet(
+        {
+            "w": container.packet.Dense(values, samples.STEP),
+            "x": container.packet.Dense(sparse, samples.STEP),
+        }
+    )
+    update = container.encode(packet, base)
+    assert container.header.parse(update).lanes > 1
+    new = twin.apply(update, {name: plain(leaf) for name, leaf in base.items()})
+    for name, leaf in container.apply_update(update, base).items():
+        assert new[name].data == leaf.tobytes()
+
+
+def test_derived_numbers_are_the_expected_ones():
+    kernel = BASE["dense/kernel"]
+    assert [hex(h) for h in hashing.hashes(hashing.stream_key(5, 2, 0), 0, 4).tolist()] == EXPECTED["hashes"]
+    assert positions.seeded(5, 2, 240, 12).tolist() == EXPECTED["seeded"]
+    assert positions.largest(kernel, 12).tolist() == EXPECTED["largest"]
+    left, right = basis.of(kernel, 3, seed=5, index=2)
+    assert left.tolist() == EXPECTED["basis"]["left"]
+    assert right.tolist() == EXPECTED["basis"]["right"]
+    for key, weights in EXPECTED["prior"].items():
+        scale, size, signed = map(int, key.split())
+        assert list(models.prior(scale, size, bool(signed))) == weights == twin_basis.prior(scale, size, signed)

@@ -1,0 +1,264 @@
+"""A second reader of updates, written from FORMAT.md in Python integers; it shares no code with the first.
+
+Only the arithmetic of float leaves uses NumPy, one weight at a time.
+"""
+
+import hashlib
+import itertools
+import math
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.wire.twin_basis import basis, hashes, prior, transpose
+
+EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
+
+
+class Leaf(NamedTuple):
+    """A leaf as another language would hold it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    width: int  # bytes of a bit pattern
+    bits: list[int]  # patterns
+
+    @property
+    def data(self):
+        return b"".join(pattern.to_bytes(self.width, "little") for pattern in self.bits)
+
+    @property
+    def matrix(self):
+        fan_out = self.shape[-1] if self.shape else 1
+        return math.prod(self.shape[:-1]), fan_out
+
+
+def fingerprint(model):
+    digests = []
+    for name in sorted(model):
+        leaf = model[name]
+        text, dtype = name.encode(), leaf.dtype.encode()
+        head = struct.pack("<I", len(text)) + text + struct.pack("<I", len(dtype)) + dtype
+        head += struct.pack(f"<I{len(leaf.shape)}Q", len(leaf.shape), *leaf.shape)
+        digests.append(hashlib.sha256(head + leaf.data).digest())
+    return hashlib.sha256(b"".join(digests)).digest()[:16]
+
+
+def frequencies(weights):
+    size, total = len(weights), sum(weights)
+    found = [1 + w * (2**14 - size) // total for w in weights]
+    found[found.index(max(found))] += 2**14 - sum(found)
+    return found
+
+
+class Sections:
+    """The three sections and what is left of them."""
+
+    def __init__(self, raw, extra, lanes, coded):
+        self.raw_bytes = raw
+        self.extra = int.from_bytes(extra, "little")
+        self.states = list(struct.unpack_from(f"<{lanes}I", coded))
+        self.words = list(struct.unpack(f"<{(len(coded) - 4 * lanes) // 2}H", coded[4 * lanes :]))[::-1]
+
+    def raw(self, size):
+        data, self.raw_bytes = self.raw_bytes[:size], self.raw_bytes[size:]
+        return data
+
+    def bits(self, count):
+        value = self.extra & ((1 << count) - 1)
+        self.extra >>= count
+        return value
+
+    def chunk(self, tables):
+        """One token per frequency table."""
+        out, lanes = [], len(self.states)
+        for first in range(0, len(tables), lanes):
+            step = tables[first : first + lanes]
+            for lane, table in enumerate(step):
+                x = self.states[lane]
+                token, start = 0, 0
+                while start + table[token] <= x % 2**14:
+                    start, token = start + table[token], token + 1
+                out.append(token)
+                self.states[lane] = table[token] * (x >> 14) + x % 2**14 - start
+            for lane in range(len(step)):
+                if self.states[lane] < 2**16:
+                    self.states[lane] = self.states[lane] * 2**16 + self.words.pop()
+        return out
+
+    def symbol(self, width):
+        return self.chunk([[2 ** (14 - width)] * 2**width])[0]
+
+    def number(self):
+        length = self.symbol(6)
+        return length if length <= 1 else 2 ** (length - 1) + self.bits(length - 1)
+
+    def tokens(self, contexts, scales, signed=True):
+        """contexts: one per integer; scales: context -> scale."""
+        size = self.symbol(8)
+        weights = {context: prior(scales[context], size, signed) for context in set(contexts)}
+        values, start = [], 0
+        while start < len(contexts):
+            part = contexts[start : start + min(max(start, 64), 2**20)]
+            now = {context: frequencies(weights[context]) for context in set(part)}
+            seen = self.chunk([now[context] for context in part])
+            for context, token in zip(part, seen, strict=True):
+                weights[context][token] += 2**11
+                u = token
+                if token >= 16:
+                    w = 3 + (token - 16) // 2
+                    u = (2 + token % 2) * 2**w + self.bits(w)
+                values.append(u if not signed else -(u + 1) // 2 if u % 2 else u // 2)
+            start += len(part)
+        return values
+
+    def segment(self, count, signed=True):
+        return self.tokens([0] * count, {0: self.symbol(7)}, signed) if count else []
+
+    def matrix(self, rows, columns):
+        """A list of rows."""
+        flat = []
+        if rows * columns and self.symbol(1):
+            r, c = self.segment(rows), self.segment(columns)
+            contexts = [min(max(20 + a + b, 0), 63) for a in r for b in c]
+            flat = self.tokens(contexts, range(64))
+        elif rows * columns:
+            flat = self.segment(rows * columns)
+        return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
+
+    def assert_used_up(self):
+        assert not self.raw_bytes
+        assert self.extra == 0
+        assert not self.words
+        assert set(self.states) <= {2**16}
+
+
+def varint(data, at):
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
+
+
+def to_float(leaf, pattern):
+    """A weight in its compute dtype."""
+    if leaf.dtype == "bfloat16":
+        return np.array(pattern << 16, np.uint32).view(np.float32)[()]
+    value = np.array(pattern, f"u{leaf.width}").view(leaf.dtype)[()]
+    return value if leaf.dtype == "float64" else np.float32(value)
+
+
+def from_float(leaf, value):
+    if leaf.dtype == "bfloat16":
+        pattern = int(value.view(np.uint32))
+        low, high = pattern % 2**16, pattern >> 16
+        return high + (low > 2**15 or (low == 2**15 and high % 2))
+    return int(np.array(value, leaf.dtype).view(f"u{leaf.width}"))
+
+
+def increment(leaf, places, integers, step):
+    bits = list(leaf.bits)
+    for place, integer in zip(places, integers, strict=True):
+        old = to_float(leaf, bits[place])
+        if integer and np.isfinite(old):
+            with np.errstate(over="ignore"):
+                bits[place] = from_float(leaf, old + type(old)(float(integer) * step))
+    return leaf._replace(bits=bits)
+
+
+def product(left, right):
+    """Left times the transpose of right, flat."""
+    return [sum(x * y for x, y in zip(a, b, strict=True)) for a in left for b in right]
+
+
+def differences(leaf, sections):
+    scale = sections.symbol(7)
+    contexts = [0] * len(leaf.bits)
+    if leaf.dtype in EXPONENT:
+        mantissa, exponent = EXPONENT[leaf.dtype]
+        fields = [pattern >> mantissa & ((1 << exponent) - 1) for pattern in leaf.bits]
+        common = min(set(fields), key=lambda e: (-fields.count(e), e))
+        contexts = [min(max(e - common + 32, 0), 63) for e in fields]
+    values = sections.tokens(contexts, [scale] * 64)
+    modulus = 256**leaf.width
+    return leaf._replace(bits=[(old + v) % modulus for old, v in zip(leaf.bits, values, strict=True)])
+
+
+def read_block(kind, step, leaf, index, seed, sections):
+    """The new leaf."""
+    size = len(leaf.bits)
+    fan_in, fan_out = leaf.matrix
+    everywhere = range(size)
+    if kind == 0:
+        data = sections.raw(size * leaf.width)
+        return leaf._replace(
+            bits=[int.from_bytes(data[i : i + leaf.width], "little") for i in range(0, len(data), leaf.width)]
+        )
+    if kind == 1:
+        return differences(leaf, sections)
+    if kind == 2:
+        return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
+    if kind == 3:
+        return increment(leaf, everywhere, list(itertools.chain(*sections.matrix(fan_in, fan_out))), step)
+    number = sections.number()
+    if kind == 7:
+        left, right = sections.matrix(fan_in, number), sections.matrix(fan_out, number)
+        return increment(leaf, everywhere, product(left, right), step)
+    if kind == 8:
+        floats = [float(to_float(leaf, pattern)) for pattern in leaf.bits]
+        left, right = basis(floats, leaf.matrix, number, seed, index)
+        values = sections.matrix(min(number, fan_in), min(number, fan_out))
+        inner = [
+            [sum(x * y for x, y in zip(row, c, strict=True)) for c in transpose(values)] for row in transpose(left)
+        ]
+        return increment(leaf, everywhere, product(inner, transpose(right)), step * 2.0**-28)
+    values = sections.segment(number)
+    if kind == 4:
+        places = []
+        for gap in sections.segment(number, signed=False):
+            places.append((places[-1] if places else -1) + 1 + gap)
+    elif kind == 5:
+        stream = hashes(seed, index, 0)
+        drawn = sorted((next(stream), i) for i in everywhere)
+        places = sorted(i for _, i in drawn[:number])
+    else:
+        magnitude = [pattern % 2 ** (8 * leaf.width - 1) for pattern in leaf.bits]
+        places = sorted(sorted(everywhere, key=lambda i: (-magnitude[i], i))[:number])
+    return increment(leaf, places, values, step)
+
+
+def apply(update, model):
+    """The new model: name -> Leaf."""
+    magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
+    assert (magic, version, flags) == (b"updc", 1, 0)
+    assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
+    assert base == fingerprint(model)
+    seed, at = varint(update, 38)
+    count, at = varint(update, at)
+    heads, index = [], -1
+    for _ in range(count):
+        kind, gap = divmod(update[at], 16)
+        at += 1
+        if gap == 15:
+            more, at = varint(update, at)
+            gap += more
+        index, step = index + 1 + gap, None
+        if kind >= 3:
+            step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
+        heads.append((kind, step, index))
+    raw, at = varint(update, at)
+    extra, at = varint(update, at)
+    lanes = 2 ** update[at] // 2
+    payload = update[at + 1 : -4]
+    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :])
+    new, names = dict(model), sorted(model)
+    for kind, step, index in heads:
+        new[names[index]] = read_block(kind, step, model[names[index]], index, seed, sections)
+    sections.assert_used_up()
+    assert fingerprint(new) == result
+    return new
