@@ -81,11 +81,21 @@ def run(
                 progress.set_description(f"seed {seed} {name} {setting}")
                 bench.measure(name, setting, method)
                 progress.update()
-    command = f"python run.py --experiment={experiment}"
+    command = " ".join([f"python run.py --experiment={experiment}", *_flags(config)])
     title = f"{config.dataset}, {config.model}, {config.shift}: accuracy against update size"
     print(report.write(workdir, bench.results.rows, command=command, title=title))
     print(f"\nReport, plot, rows and update files: {workdir}")
     return bench.results.rows
+
+
+def _flags(config: Config) -> list[str]:
+    """The flags that make a configuration from its defaults."""
+    changed = [
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    return [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in changed]
 
 
 class _Bench:

@@ -51,6 +51,10 @@ def _summary(rows: list[Row]) -> Summary:
     )
 
 
+def _with_spread(summary: Summary) -> str:
+    return f"{summary.accuracy:.3f}" + (f" ± {summary.spread:.3f}" if summary.seeds > 1 else "")
+
+
 def table(summaries: Sequence[Summary]) -> str:
     """The summaries as a Markdown table that is as legible in a terminal."""
     head = ("bytes", "method", "setting", "accuracy", "of the full gain", "training s")
@@ -59,7 +63,7 @@ def table(summaries: Sequence[Summary]) -> str:
             f"{summary.update_bytes:,.0f}",
             summary.method,
             summary.setting,
-            f"{summary.accuracy:.3f} ± {summary.spread:.3f}",
+            _with_spread(summary),
             f"{100 * summary.kept:.0f} %",
             f"{summary.train_seconds:.1f}",
         )
@@ -93,8 +97,8 @@ def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
         f"{best.update_bytes:,.0f} bytes instead of {full.update_bytes:,.0f} "
         f"({full.update_bytes / best.update_bytes:,.0f} times fewer) "
         f"keep {100 * best.kept:.0f} % of the full update's gain: "
-        f"accuracy {best.accuracy:.3f} ± {best.spread:.3f} with {best.method} ({best.setting}), "
-        f"{full.accuracy:.3f} ± {full.spread:.3f} with the full update, {deployed:.3f} without any."
+        f"accuracy {_with_spread(best)} with {best.method} ({best.setting}), "
+        f"{_with_spread(full)} with the full update, {deployed:.3f} without any."
     )
 
 

@@ -30,7 +30,7 @@ def bases(deployed: Any, rank: int, *, seed: int = 0) -> dict[str, Basis]:
     Raises:
       ValueError: the rank is below 1.
 
-    >>> bases({"w": np.eye(6, 4, dtype=np.float32)}, rank=2)["w"].left.shape
+    >>> bases({"w": jnp.eye(6, 4)}, rank=2)["w"].left.shape
     (6, 2)
     """
     if rank < 1:

@@ -1,7 +1,6 @@
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +26,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(*arguments, cwd, **options):
+def run(*arguments, cwd, start=("-m", "updcomp.edge")):
     """Runs the command line in a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "updcomp.edge", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
     root = str(Path(cli.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def contents(folder):
@@ -169,13 +168,10 @@ def test_wrong_paths(folder, arguments, message):
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
 def test_a_full_disk_leaves_nothing(folder, suffix):
     """A limit on the size of files fails a write half-way, as a full disk does."""
-    limit = 1000
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+    limited += "runpy.run_module('updcomp.edge', run_name='__main__', alter_sys=True)"
     arguments = ("apply", "old.npz", "update", "-o", f"new{suffix}")
-    assert_fails(folder, *arguments, message=f"new{suffix}: cannot write: File too large", preexec_fn=small_files)
+    assert_fails(folder, *arguments, message=f"new{suffix}: cannot write: File too large", start=("-c", limited))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

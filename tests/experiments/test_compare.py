@@ -24,7 +24,7 @@ LITTLE = {
     "pretrain_epochs": 4,
     "epochs": 2,
     "seeds": 1,
-    "methods": ("subspace", "random_mask"),
+    "methods": ("subspace",),
 }
 TIMES = ("train_seconds", "encode_seconds", "apply_seconds")
 
@@ -55,7 +55,7 @@ def test_the_entry_point_leaves_rows_report_plot_and_update_files(finished):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     assert set(rows[0]) == set(Row._fields)
-    assert len(rows) == 1 + 4 + 4
+    assert len(rows) == 1 + 5
     assert rows[0]["method"] == "full"
     assert (workdir / "accuracy_vs_bytes.png").stat().st_size > 10_000
     sizes = sorted(path.stat().st_size for path in (workdir / "updates").iterdir())
@@ -119,8 +119,8 @@ class Killed(Exception):
 
 
 def test_a_killed_experiment_continues_and_ends_with_the_same_rows(tmp_path, monkeypatch):
-    config = quickstart.Config(**{**LITTLE, "methods": ("random_mask",)})
-    whole = quickstart.run(config, tmp_path / "whole")
+    config, settings = quickstart.Config(**LITTLE), {"subspace": [{"rank": 4}, {"rank": 8}]}
+    whole = compare.run(config, tmp_path / "whole", settings=settings)
     deliver, delivered = protocol.deliver, []
 
     def die_in_the_third(*arguments, **options):
@@ -131,10 +131,10 @@ def test_a_killed_experiment_continues_and_ends_with_the_same_rows(tmp_path, mon
 
     monkeypatch.setattr(protocol, "deliver", die_in_the_third)
     with pytest.raises(Killed):
-        quickstart.run(config, tmp_path / "killed")
+        compare.run(config, tmp_path / "killed", settings=settings)
     rows = tmp_path / "killed" / "results.jsonl"
     rows.write_text(rows.read_text() + '{"experiment": "quick')  # a row that was being written
-    continued = quickstart.run(config, tmp_path / "killed")
+    continued = compare.run(config, tmp_path / "killed", settings=settings)
     assert without_times(continued) == without_times(whole)
 
 

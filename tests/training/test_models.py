@@ -126,6 +126,12 @@ def test_max_pooling_halves_and_leaves_an_odd_row_out():
     assert models._halve(image)[0, :, :, 0].tolist() == [[6.0, 8.0]]
 
 
+def test_images_too_small_for_the_poolings_are_an_error():
+    model = vgg(stages=((2,), (2,), (2,), (2,)), dense=())
+    with pytest.raises(Error, match="at least 2 x 2 pixels before each pooling, found 1 x 1"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
 def test_the_shortcut_takes_every_second_pixel_and_pads_channels_with_zeros():
     image = jnp.arange(1.0, 33).reshape(1, 4, 4, 2)
     out = models._shortcut(image, 5, 2)

@@ -12,7 +12,7 @@ from updcomp.trees import PyTree, kernels
 from updcomp.wire.packet import Block, Coefficients, Packet
 
 
-def subspace(*, rank: int, bits: int = 4, aux: int | None = None, rate: float = 30.0) -> base.Method:
+def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 30.0) -> base.Method:
     """Trains W + A C B^T and sends the small integer matrix C of every kernel.
 
     A and B span the leading singular directions of the deployed kernel, found in integer arithmetic by both sides.

@@ -39,7 +39,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     Returns:
       A sharding for arrays whose first axis is a multiple of the mesh's size.
     """
-    return NamedSharding(mesh, PartitionSpec(AXIS))  # type: ignore[no-untyped-call]
+    return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -52,7 +52,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     Returns:
       The same tree of `jax.Array`; a leaf that is in its place already is not copied.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None  # type: ignore[no-untyped-call]
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     return jax.device_put(tree, everywhere)
 
 
@@ -68,4 +68,4 @@ def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))  # type: ignore[no-untyped-call]
+    return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))

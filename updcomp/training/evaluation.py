@@ -9,7 +9,7 @@ import numpy as np
 from updcomp.training.data import Dataset, to_float
 from updcomp.training.models import Apply, Variables
 
-BATCH_SIZE = 1024
+BATCH_SIZE = 256
 _NO_LABEL = -1  # on the rows that fill up the last batch; no logit has this index
 
 

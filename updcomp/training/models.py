@@ -94,6 +94,8 @@ class _ResNet(nn.Module):
 def _halve(x: jax.Array) -> jax.Array:
     """Max pooling 2 x 2; an odd last row or column is left out. A reshape, as its gradient is fast everywhere."""
     n, h, w, c = x.shape
+    if min(h, w) < 2:
+        raise Error(f"vgg: expected at least 2 x 2 pixels before each pooling, found {h} x {w}; use fewer stages")
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
@@ -105,7 +107,7 @@ def _shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
 def _model(module: nn.Module) -> Model:
     def init(key: jax.Array, images: ArrayLike) -> Variables:
         shape = (1, *jnp.shape(images)[1:])
-        example = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
+        example = jax.ShapeDtypeStruct(shape, jnp.float32)
         return dict(module.lazy_init(key, example, train=False))  # computes the weights and nothing else
 
     def apply(variables: Variables, images: jax.Array, *, train: bool) -> tuple[jax.Array, Variables]:
@@ -149,7 +151,7 @@ def vgg(
       num_classes: number of logits.
 
     Returns:
-      A model with batch statistics.
+      A model with batch statistics; its functions raise an Error for images that are too small.
 
     >>> variables = vgg(stages=((4,), (8,)), dense=(16,)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> variables["params"]["Conv_1"]["kernel"].shape
