@@ -114,6 +114,7 @@ class _Bench:
         checkpoint = self.workdir / "checkpoints" / f"deployed-{seed}"
         self.deployed: PyTree = worlds.deployed_model(self.config, self.world, self.model, seed, checkpoint.absolute())
         self.deployed_accuracy = self.accuracy(self.deployed, self.world.test)
+        self.deployed_validation_accuracy = self.accuracy(self.deployed, self.world.task.validation)
         (self.workdir / "device").mkdir(exist_ok=True)
         (self.workdir / "updates").mkdir(exist_ok=True)
         self.device = self.workdir / "device" / f"deployed-{seed}.safetensors"
@@ -147,6 +148,8 @@ class _Bench:
             train_seconds=done.train_seconds,
             encode_seconds=done.encode_seconds,
             apply_seconds=done.apply_seconds,
+            validation_accuracy=self.accuracy(done.variables, task.validation),
+            deployed_validation_accuracy=self.deployed_validation_accuracy,
         )
         self.results.append(row)
         shutil.rmtree(trainings, ignore_errors=True)

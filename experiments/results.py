@@ -27,6 +27,8 @@ class Row(NamedTuple):
     train_seconds: float
     encode_seconds: float
     apply_seconds: float  # the device's process, its start included
+    validation_accuracy: float  # of the model that the device wrote; what settings are chosen by
+    deployed_validation_accuracy: float  # of the model before the update
 
 
 class Results:

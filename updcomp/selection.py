@@ -147,12 +147,11 @@ def _largest(count: Callable[[jax.Array], _Count], wanted: _Count) -> jax.Array:
 
 def _tie_bound(tie: jax.Array, wanted: _Count) -> jax.Array:
     """The index below which the first `wanted` of a leaf's ties lie; all of them where it has no more than that."""
-    index = _index(tie.shape)
 
     def search() -> jax.Array:
         def halve(i: Any, bound: jax.Array) -> jax.Array:
             trial = bound | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-            return jnp.where(_at_least(wanted, _count(tie & (index < trial))), trial, bound)
+            return jnp.where(_at_least(wanted, _count(tie & (_index(tie.shape) < trial))), trial, bound)
 
         return jax.lax.fori_loop(0, 32, halve, jnp.uint32(0))
 
