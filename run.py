@@ -9,6 +9,15 @@ from experiments import by_name, flag_groups
 from updcomp.wire.errors import Error
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a wrong one is one line and exit status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"updcomp: error: {error}; see python run.py --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(argv: list[str]) -> int:
     """Runs the experiment that the flags name; an error in the input is one line and exit status 2."""
     if len(argv) > 1:
@@ -31,4 +40,4 @@ if __name__ == "__main__":
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(flag_groups.help_text())
     else:
-        app.run(main)
+        app.run(main, flags_parser=parse)

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from experiments import report, worlds
@@ -122,14 +121,16 @@ class _Bench:
 
     def measure(self, name: str, setting: str, method: Method) -> None:
         """One row: trains, sends, applies and evaluates, unless it is there already."""
-        if self.results.find(name, setting, self.seed):
-            return
         cell = f"{name}-{setting.replace(' ', '-')}-seed{self.seed}"
-        update = self.workdir / "updates" / f"{cell}.upd"
         trainings = self.workdir / "checkpoints" / cell
+        if self.results.find(name, setting, self.seed):
+            shutil.rmtree(trainings, ignore_errors=True)
+            return
+        update = self.workdir / "updates" / f"{cell}.upd"
         task = self.world.task._replace(checkpoints=trainings)
-        key = jax.random.fold_in(jax.random.key(self.seed), 1)
-        done = protocol.run_round(key, method, self.deployed, task, model=self.device, update=update)
+        done = protocol.run_round(
+            worlds.keys_of(self.seed).update, method, self.deployed, task, model=self.device, update=update
+        )
         accuracy = self.accuracy(done.variables, self.world.test)
         reference = self.results.find(REFERENCE[0], describe(REFERENCE[1]), self.seed)
         config = self.config

@@ -25,7 +25,11 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("dataset", "string", "digits, or any TFDS image-classification dataset prepared under --data_dir"),
         Flag("data_dir", "string", "folder of prepared TFDS datasets"),
         Flag("shift", "string", "how the world changes after deployment: rotation, contrast_noise or classes"),
-        Flag("pretrain_samples", "integer", "samples that the deployed model was trained on"),
+        Flag(
+            "pretrain_samples",
+            "integer",
+            "samples that the deployed model is trained on (with --shift=classes, those of its classes)",
+        ),
         Flag("samples", "integer", "new samples that the server retrains on"),
         Flag("validation_samples", "integer", "new samples that choose the best epoch"),
     ],

@@ -39,7 +39,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 def _summary(rows: list[Row]) -> Summary:
     accuracies = [row.accuracy for row in rows]
     gains = sum(row.full_update_accuracy - row.deployed_accuracy for row in rows)
-    kept = sum(row.accuracy - row.deployed_accuracy for row in rows) / gains if gains else math.nan
+    kept = sum(row.accuracy - row.deployed_accuracy for row in rows) / gains if gains > 0 else math.nan
     return Summary(
         rows[0].method,
         rows[0].setting,
@@ -66,7 +66,7 @@ def table(summaries: Sequence[Summary]) -> str:
             summary.method,
             summary.setting,
             _with_spread(summary),
-            f"{100 * summary.kept:.0f} %",
+            "-" if math.isnan(summary.kept) else f"{100 * summary.kept:.0f} %",
             f"{summary.train_seconds:.1f}",
         )
         for summary in summaries
@@ -96,6 +96,8 @@ def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
         summary for summary in summaries if (summary.method, summary.setting) == (rows[0].method, rows[0].setting)
     )
     deployed = float(np.mean([row.deployed_accuracy for row in rows]))
+    if full.validation_gain <= 0:
+        return "The full update gains nothing on the validation set, so there is no gain to keep with fewer bytes."
     enough = KEPT * full.validation_gain
     best = next((summary for summary in summaries if summary.validation_gain >= enough), full)
     return (
@@ -103,7 +105,8 @@ def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
         f"({full.update_bytes / best.update_bytes:,.0f} times fewer) "
         f"keep {100 * best.kept:.0f} % of the full update's gain: "
         f"accuracy {_with_spread(best)} with {best.method} ({best.setting}), "
-        f"{_with_spread(full)} with the full update, {deployed:.3f} without any."
+        f"{_with_spread(full)} with the full update, {deployed:.3f} without any. "
+        f"(The smallest update that keeps {100 * KEPT:.0f} % of the gain on the validation set.)"
     )
 
 

@@ -44,7 +44,10 @@ class Results:
         Raises:
           Error: the folder holds results of other settings.
         """
-        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Error(f"--workdir: {workdir}: cannot make this folder: {error.strerror}") from None
         self._path = workdir / "results.jsonl"
         settings = json.loads(json.dumps(dataclasses.asdict(config)))
         _check_same_settings(workdir / "config.json", settings)
@@ -77,7 +80,9 @@ def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
         files.write_bytes(path, json.dumps(settings, indent=2).encode())
         return
     before = json.loads(path.read_text())
-    changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+    # The same data may lie elsewhere by now.
+    names = (before.keys() | settings.keys()) - {"data_dir"}
+    changed = sorted(name for name in names if before.get(name) != settings.get(name))
     if changed:
         name = changed[0]
         found = f"--{name}: expected {before.get(name)!r} as in {path}, found {settings.get(name)!r}"

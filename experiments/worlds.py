@@ -40,6 +40,24 @@ class WorldConfig:
     batch_size: int = 128
     devices: int = 1
 
+    def __post_init__(self) -> None:
+        """Checks the flags that no later step would explain.
+
+        Raises:
+          Error: a count is below 1, or there are fewer devices.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise Error(f"--{field.name}: expected at least 1, found {value}")
+        if not self.learning_rate > 0:
+            raise Error(f"--learning_rate: expected above 0, found {self.learning_rate}")
+        if self.devices > len(jax.devices()) or self.batch_size % self.devices:
+            expected = (
+                f"at most {len(jax.devices())} (those that jax sees) and a divisor of --batch_size={self.batch_size}"
+            )
+            raise Error(f"--devices: expected {expected}, found {self.devices}")
+
 
 class World(NamedTuple):
     """One seed's world."""
@@ -47,6 +65,22 @@ class World(NamedTuple):
     before: Dataset  # what the deployed model is trained on
     task: Task  # what the server retrains it on
     test: Dataset  # what it meets on the device; nothing is ever chosen on it
+
+
+class Keys(NamedTuple):
+    """One seed's PRNG keys, each for one purpose."""
+
+    init: jax.Array  # the initial weights
+    pretrain: jax.Array  # the order of samples before deployment
+    new: jax.Array  # how the new samples are shifted
+    validation: jax.Array  # and the validation samples
+    test: jax.Array  # and the test samples
+    update: jax.Array  # the methods' own
+
+
+def keys_of(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 Shift = Callable[[Dataset, jax.Array], Dataset]  # (samples, key) -> the samples as the changed world shows them
@@ -86,8 +120,8 @@ def make(config: WorldConfig, source: Source, model: Model, seed: int) -> World:
     before, new, validation = split(source.train, counts, seed=seed)
     if config.shift == "classes":
         before = of_classes(before, range(round(0.6 * source.num_classes)))
-    shift, keys = SHIFTS[config.shift], jax.random.split(jax.random.key(seed), 3)
-    new, validation, test = (shift(part, key) for part, key in zip((new, validation, source.test), keys, strict=True))
+    shift, keys = SHIFTS[config.shift], keys_of(seed)
+    new, validation, test = shift(new, keys.new), shift(validation, keys.validation), shift(source.test, keys.test)
     mesh = devices.data_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
     task = Task(
         apply=model.apply,
@@ -123,14 +157,14 @@ def deployed_model(config: WorldConfig, world: World, model: Model, seed: int, p
     """
     if path.exists():
         return jax.tree.map(jnp.asarray, load_model(path))
-    init_key, train_key = jax.random.split(jax.random.key(seed))
-    init = model.init(init_key, world.before.images)
+    keys = keys_of(seed)
+    init = model.init(keys.init, world.before.images)
     parts = base.split(init, aux=16)
     before = devices.replicate(world.before, world.task.mesh)
     trainings = path.with_name(f"{path.name}-training")
     task = world.task._replace(train=before, epochs=config.pretrain_epochs, checkpoints=trainings)
     start = {"kernels": parts.kernels, "aux": parts.aux}
-    fitted = fit(train_key, task, _PRETRAIN, start, {"deployed": init}, statistics=parts.statistics)
+    fitted = fit(keys.pretrain, task, _PRETRAIN, start, {"deployed": init}, statistics=parts.statistics)
     variables = {**_PRETRAIN.assemble(fitted.last, {"deployed": init}), **fitted.last_statistics}
     save_model(path, variables)
     shutil.rmtree(trainings, ignore_errors=True)

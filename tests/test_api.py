@@ -63,6 +63,23 @@ def test_leaves_that_rounding_would_break_stay_exact():
     assert sent(packet, old)["w"].tolist() == [np.inf, 2]
 
 
+def test_infinities_that_stay_cost_nothing():
+    old, new = pair()
+    old["a/kernel"][0, 0] = new["a/kernel"][0, 0] = np.inf
+    packet = updcomp.diff(old, new, step=1e-3)
+    assert isinstance(packet.blocks["a/kernel"], Dense)
+    assert sent(packet, old)["a/kernel"][0, 0] == np.inf
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8", "<c8"])
+def test_byte_orders_and_scalars_come_back_as_they_were(dtype):
+    old, new = ({"w": np.arange(6).astype(dtype) * scale, "n": np.float32(scale)} for scale in (1, 3))
+    result = sent(updcomp.diff(old, new), old)
+    assert (result["w"].dtype, type(result["n"])) == (np.dtype(dtype), np.float32)
+    np.testing.assert_array_equal(result["w"], new["w"])
+    assert result["n"] == 3
+
+
 @pytest.mark.parametrize("budget", [150, 400, 1000, 3000])
 def test_a_budget_is_kept_and_used(budget):
     old, new = pair()
@@ -114,7 +131,8 @@ def test_inspect_says_what_is_inside_as_json():
     old, new = pair()
     update = updcomp.encode(updcomp.diff(old, new), old)
     told = json.loads(json.dumps(updcomp.inspect(update)))
-    assert told["bytes"] == len(update)
+    assert told["bytes"] == len(update) == sum(told["bytes_by_part"].values())
+    assert sum(told["kinds"].values()) == 2
 
 
 def test_nothing_changed_costs_nothing_but_the_container():

@@ -92,8 +92,9 @@ def test_both_contributions_weigh_the_same_whatever_their_units():
 
 @pytest.mark.parametrize("local", [[0.0, 0.0], [-3.0, 1.0]], ids=["zero", "negative"])
 def test_a_local_contribution_that_does_not_sum_to_a_gain_leaves_the_ranking_to_the_global_one(local):
-    combined = contribution.combine(jnp.array([1.0, 3.0]), jnp.array(local))
-    assert combined.tolist() == pytest.approx([0.125, 0.375])
+    for weight in (0.0, 0.5, 1.0):
+        combined = contribution.combine(jnp.array([1.0, 3.0]), jnp.array(local), weight)
+        assert combined.tolist() == pytest.approx([0.25, 0.75])
 
 
 def test_the_weight_of_the_contributions_is_checked():

@@ -69,6 +69,13 @@ def test_ratio_out_of_range(ratio):
         selection.top_ratio(jnp.ones(3), ratio)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "size", "expected"), [(0.29, 100, 29), (0.57, 100, 57), (0.005, 535_040, 2675), (1e-9, 10, 1)]
+)
+def test_the_budget_is_the_floor_of_the_decimal_ratio(ratio, size, expected):
+    assert selection.budget(ratio, size) == expected
+
+
 def test_it_is_jittable_and_compiles_once():
     compiled = jax.jit(selection.top_ratio, static_argnums=1)
     for seed in range(3):

@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("new", metavar="NEW", type=Path, help="model that they should hold")
     diff.add_argument("-o", "--output", metavar="UPDATE", type=Path, required=True, help="update file to write")
     size = diff.add_mutually_exclusive_group()
-    size.add_argument("--step", type=float, help="lossy: no weight is further than step / 2 from the new one")
-    size.add_argument("--max-bytes", type=int, help="lossy: the finest step whose update is at most this long")
+    size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
+    size.add_argument("--max-bytes", type=int, help="lossy: the update is at most this long")
     diff.set_defaults(run=_diff)
 
     apply = commands.add_parser("apply", help="make NEW from OLD and UPDATE, verified", description=about)
@@ -58,8 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _diff(options: argparse.Namespace) -> None:
-    if options.step is not None and not options.step > 0:
+    if options.step is not None and not 0 < options.step < float("inf"):
         raise Error(f"--step: expected a positive number, found {options.step}")
+    files.check_distinct(options.output, options.old, options.new)
     old, new = _read(options.old).model, _read(options.new).model
     update = api.encode(api.diff(old, new, step=options.step, max_bytes=options.max_bytes), old)
     files.write_bytes(options.output, update)
@@ -73,8 +74,7 @@ def _apply(options: argparse.Namespace) -> None:
         files.check_suffix(options.output)
     if options.output.is_dir():
         raise FileError(f"{options.output}: expected a name that is free, found a folder")
-    if options.output.resolve() == options.old.resolve():
-        raise FileError(f"{options.output}: expected another file than OLD, which is never changed")
+    files.check_distinct(options.output, options.old, options.update)
     update = files.read_bytes(options.update)
     if is_folder:
         save_model(options.output, api.apply(update, load_model(options.old)))

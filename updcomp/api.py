@@ -18,14 +18,14 @@ _BISECTIONS = 20
 def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int | None = None) -> Packet:
     """The update between two models that exist: exact by default, or lossy.
 
-    Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than step / 2
-    from the new one (and the rounding of its dtype); integer, float8 and non-finite leaves stay exact.
+    Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than half a step
+    from the new one (and the roundings of the step and of its dtype); integer, float8 and non-finite leaves stay exact.
 
     Args:
       old: the model that the device holds, any pytree of arrays.
       new: the model that it should hold, with the same leaf paths, shapes and dtypes.
       step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
-      max_bytes: the finest step is chosen whose encoded update is at most this long. Excludes `step`.
+      max_bytes: the step is found by bisection so that the encoded update is at most this long. Excludes `step`.
 
     Returns:
       A packet for `encode(packet, old)`.
@@ -114,9 +114,7 @@ def _packet(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], s
 def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
     if step is None or dtypes.name(old.dtype) not in _LOSSY:
         return Exact(new)
-    delta = dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old)
-    with np.errstate(invalid="ignore"):
-        values = np.rint(delta / step)
+    values = np.rint(_delta(old, new) / step)
     if not np.all(np.abs(values) < 2**31):  # also where a weight is not finite
         return Exact(new)
     integers = values.astype(np.int32)
@@ -126,14 +124,20 @@ def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
     return Dense(integers, step)
 
 
+def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """New - old in float64: zero where the bits are equal, not finite where a changed weight is not."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old)
+    delta[(dtypes.flat_bits(old) == dtypes.flat_bits(new)).reshape(delta.shape)] = 0
+    return delta
+
+
 def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int) -> Packet:
     """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
     lossy = [name for name, leaf in before.items() if dtypes.name(leaf.dtype) in _LOSSY]
-    deltas = [
-        np.abs(dtypes.to_floats(after[name]).astype(np.float64) - dtypes.to_floats(before[name])) for name in lossy
-    ]
+    deltas = [np.abs(_delta(before[name], after[name])) for name in lossy]
     largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
-    coarse = round_step(4 * largest) if largest > 0 else 1.0
+    coarse = round_step(min(4 * largest, 1e38)) if largest > 0 else 1.0
     best, size = _sized(before, after, coarse)
     if size > max_bytes:
         raise BudgetError(f"max_bytes: expected at least {size} (the smallest possible update), found {max_bytes}")

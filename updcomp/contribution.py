@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
 
 
 class RecordState(NamedTuple):
@@ -49,7 +50,9 @@ def record(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
         gradients: PyTree, state: RecordState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, RecordState]:
         updates, inner_state = inner.update(gradients, state.inner, params, **extra)
-        local = jax.tree.map(lambda c, g, d: c - (g * d).astype(jnp.float32), state.local, gradients, updates)
+        local = jax.tree.map(
+            lambda c, g, d: c - g.astype(jnp.float32) * d.astype(jnp.float32), state.local, gradients, updates
+        )
         return updates, RecordState(local, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -92,7 +95,7 @@ def combine(global_: PyTree, local: PyTree, weight: float = 0.5) -> PyTree:
       A pytree of float32 scores.
 
     Raises:
-      ValueError: the weight is outside [0, 1].
+      Error: the weight is outside [0, 1].
 
     Paper: Deep Partial Updating, section 3 (combined contribution), weight 0.5.
 
@@ -100,11 +103,13 @@ def combine(global_: PyTree, local: PyTree, weight: float = 0.5) -> PyTree:
     [0.625, 0.375]
     """
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight: expected a number from 0 to 1, found {weight}")
+        raise Error(f"weight: expected a number from 0 to 1, found {weight}")
 
-    def share(scores: PyTree, part: float) -> jax.Array:
-        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(scores))
-        return jnp.where(total > 0, part / jnp.where(total > 0, total, 1.0), 0.0)
+    def total(scores: PyTree) -> jax.Array:
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(scores)), start=jnp.float32(0))
 
-    global_share, local_share = share(global_, weight), share(local, 1 - weight)
+    global_total, local_total = total(global_), total(local)
+    share = jnp.where(local_total > 0, jnp.where(global_total > 0, weight, 0.0), 1.0)
+    global_share = share / jnp.where(global_total > 0, global_total, 1.0)
+    local_share = (1 - share) / jnp.where(local_total > 0, local_total, 1.0)
     return jax.tree.map(lambda g, c: global_share * g + local_share * c, global_, local)

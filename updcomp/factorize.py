@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from updcomp import quantize
 from updcomp.trees import matrix_shape
+from updcomp.wire.errors import Error
 
 
 class Factors(NamedTuple):
@@ -34,7 +35,7 @@ def init(key: jax.Array, shape: tuple[int, ...], rank: int) -> Factors:
       float32 `Factors`.
 
     Raises:
-      ValueError: the rank is below 1.
+      Error: the rank is below 1.
 
     Paper: Update Compression (CVPR Workshops 2022), section 3.
 
@@ -43,7 +44,7 @@ def init(key: jax.Array, shape: tuple[int, ...], rank: int) -> Factors:
     ((144, 4), (32, 4))
     """
     if rank < 1:
-        raise ValueError(f"rank: expected at least 1, found {rank}")
+        raise Error(f"rank: expected at least 1, found {rank}")
     fan_in, fan_out = matrix_shape(shape)
     rank = min(rank, fan_in, fan_out)
     if rank <= 2:

@@ -46,7 +46,8 @@ def device_process(deployed: Path, update: Path, new: Path) -> None:
       Error: the device refuses; the message is what it printed.
     """
     # -P and the path keep the caller's folder out of the device's imports, and find this very package.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    search = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
     command = [sys.executable, "-P", "-m", "updcomp.edge", "apply", str(deployed), str(update), "-o", str(new)]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if finished.returncode:

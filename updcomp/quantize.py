@@ -1,13 +1,14 @@
 """Uniform quantisation that training can see through, and the integers that the wire carries.
 
 A value x becomes q = clip(round(x / step), -L, L) with L = 2^(bits - 1) - 1, and is read back as q * step. Steps are
-rounded to 8 significant bits wherever they are used, so that the trainer sees the very step that travels.
+rounded to 8 significant bits wherever they are used, so that the trainer sees a step that can travel.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from updcomp.wire.errors import Error
 from updcomp.wire.packet import round_step
 
 # The step, in standard deviations, of the uniform quantiser with 2 L + 1 levels that has the least mean squared error
@@ -22,8 +23,8 @@ def max_level(bits: int) -> int:
     >>> max_level(4)
     7
     """
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits: expected from 2 to 16, found {bits}")
+    if not isinstance(bits, int) or not 2 <= bits <= 16:
+        raise Error(f"bits: expected from 2 to 16, found {bits}")
     return 2 ** (bits - 1) - 1
 
 
@@ -120,7 +121,7 @@ def least_squares_step(x: np.ndarray, bits: int) -> float:
     largest = x.max(initial=0.0)
     if largest == 0:
         return 1.0
-    sample = x[:: max(1, x.size // 65_536)]
+    sample = x[:: max(1, -(-x.size // 65_536))]
     steps = [round_step(largest / level * 2 ** (-i / 13)) for i in range(40)]
     errors = [np.mean((np.minimum(np.rint(sample / step), level) * step - sample) ** 2) for step in steps]
     return steps[int(np.argmin(errors))]

@@ -1,6 +1,8 @@
 """Which weights are sent: exact top-k masks over all leaves together."""
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
 
 _LIMB = 16  # counts are pairs of uint32 limbs of this many bits: exact above 2^31 weights without 64-bit integers
 _Count = tuple[jax.Array, jax.Array]
@@ -28,7 +31,7 @@ def top_k(scores: PyTree, k: int) -> PyTree:
       A pytree of booleans, True = sent, sharded like the scores.
 
     Raises:
-      ValueError: k is out of range, or a leaf has 2^32 elements or more.
+      Error: k is out of range, or a leaf has 2^32 elements or more.
 
     >>> top_k({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 3.0])}, 2)
     {'a': Array([ True, False], dtype=bool), 'b': Array([False,  True], dtype=bool)}
@@ -36,9 +39,9 @@ def top_k(scores: PyTree, k: int) -> PyTree:
     leaves, structure = jax.tree.flatten(scores)
     total = sum(leaf.size for leaf in leaves)
     if not 0 <= k <= total:
-        raise ValueError(f"k: expected from 0 to {total} (the number of scores), found {k}")
+        raise Error(f"k: expected from 0 to {total} (the number of scores), found {k}")
     if any(leaf.size >= 2**32 for leaf in leaves):
-        raise ValueError("scores: expected leaves of less than 2^32 elements; split the larger ones")
+        raise Error("scores: expected leaves of less than 2^32 elements; split the larger ones")
     if k == 0 or k == total:
         return jax.tree.unflatten(structure, [jnp.full(leaf.shape, k > 0) for leaf in leaves])
     wanted = _split(k)
@@ -70,7 +73,7 @@ def top_ratio(scores: PyTree, ratio: float) -> PyTree:
       A pytree of booleans, True = sent.
 
     Raises:
-      ValueError: the ratio is outside (0, 1].
+      Error: the ratio is outside (0, 1].
 
     >>> top_ratio({"w": jnp.array([1.0, 4.0, 2.0, 3.0])}, 0.5)["w"].tolist()
     [False, True, False, True]
@@ -85,8 +88,9 @@ def budget(ratio: float, size: int) -> int:
     2675
     """
     if not 0 < ratio <= 1:
-        raise ValueError(f"ratio: expected above 0 and at most 1, found {ratio}")
-    return max(1, int(ratio * size))
+        raise Error(f"ratio: expected above 0 and at most 1, found {ratio}")
+    # As written in decimals: 0.29 of 100 is 29, though the float 0.29 is a little less.
+    return max(1, math.floor(Fraction(str(ratio)) * size))
 
 
 def _ordered(scores: jax.Array) -> jax.Array:

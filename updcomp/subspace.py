@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from updcomp.trees import kernels, matrix_shape, to_model
 from updcomp.wire import basis
+from updcomp.wire.errors import Error
 
 
 class Basis(NamedTuple):
@@ -28,13 +29,13 @@ def bases(deployed: Any, rank: int, *, seed: int = 0) -> dict[str, Basis]:
       Kernel name -> `Basis`.
 
     Raises:
-      ValueError: the rank is below 1.
+      Error: the rank is below 1.
 
     >>> bases({"w": jnp.eye(6, 4)}, rank=2)["w"].left.shape
     (6, 2)
     """
     if rank < 1:
-        raise ValueError(f"rank: expected at least 1, found {rank}")
+        raise Error(f"rank: expected at least 1, found {rank}")
     model, wanted = to_model(deployed), kernels(deployed)
     found = {}
     for index, (name, leaf) in enumerate(model.items()):

@@ -4,6 +4,7 @@ A leaf's name is its path joined by `/`; leaves that are not arrays (activation 
 belong to the structure and never travel.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from updcomp.wire import dtypes
 from updcomp.wire.errors import LeafError
 
 PyTree = Any
+matrix_shape = dtypes.as_matrix_shape
 
 
 def _is_array(leaf: Any) -> bool:
@@ -29,11 +31,10 @@ def _paths(tree: PyTree) -> list[tuple[str, Any]]:
     """(name, leaf) of every leaf in flattening order; the names of arrays are unique."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
-    seen: set[str] = set()
-    for name, leaf in named:
-        if _is_array(leaf) and name in seen:
+    arrays = {name for name, leaf in named if _is_array(leaf)}
+    for name, count in Counter(name for name, _ in named).items():
+        if count > 1 and name in arrays:
             raise LeafError(f"leaf {name!r}: two leaves have this path; expected a path each; rename one of the keys")
-        seen.add(name)
     return named
 
 
@@ -80,8 +81,8 @@ def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
 
 
 def is_kernel(leaf: Any) -> bool:
-    """Whether a leaf is a dense or convolution kernel: floating, with more than one axis. All else is aux."""
-    return leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf is a dense or convolution kernel: floating, not empty, more than one axis. All else is aux."""
+    return leaf.ndim > 1 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def kernels(tree: PyTree) -> dict[str, Any]:
@@ -93,15 +94,6 @@ def aux(tree: PyTree) -> dict[str, Any]:
     """The floating leaves that are no kernels, by name: biases, norm scales and shifts, batch statistics."""
     leaves = named_leaves(tree).items()
     return {name: leaf for name, leaf in leaves if not is_kernel(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)}
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a kernel: all axes but the last are flattened, so h x w x c_in x c_out is (h w c_in, c_out).
-
-    >>> matrix_shape((3, 3, 16, 32))
-    (144, 32)
-    """
-    return int(np.prod(shape[:-1])), int(shape[-1])
 
 
 def to_model(tree: PyTree) -> dict[str, np.ndarray]:
@@ -144,11 +136,17 @@ def from_model(model: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
 
 def _restore_leaf(name: str, value: np.ndarray, like: Any) -> Any:
     data = jax.random.key_data(like) if _is_key(like) else like
-    if value.shape != data.shape or value.dtype.itemsize != np.dtype(data.dtype).itemsize:
-        expected = f"{data.dtype} {data.shape}"
+    dtype = np.dtype(data.dtype)
+    held = dtypes.hold(np.empty(0, dtype)).dtype
+    if (value.shape, value.dtype) != (data.shape, held):
+        expected = f"{dtypes.name(held)} {data.shape}"
         raise LeafError(f"leaf {name!r}: expected {expected}, found {dtypes.name(value.dtype)} {value.shape}")
-    value = np.ascontiguousarray(value).reshape(value.shape).view(data.dtype)
-    if isinstance(like, np.ndarray | np.generic):
+    if held.names:  # a bit pattern of a dtype that NumPy lacks
+        value = value.view(dtype)
+    value = value.astype(dtype, copy=False)  # big-endian, if the tree is
+    if isinstance(like, np.generic):
+        return value[()]
+    if isinstance(like, np.ndarray):
         return value
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import bench_train, compare, quickstart, report
+from experiments import bench_train, compare, quickstart, report, worlds
 from experiments.results import Results, Row
 from updcomp import protocol
-from updcomp.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
 LITTLE = {
@@ -94,6 +93,12 @@ def test_other_flags_in_the_same_folder_are_refused(finished):
         (["--samples=20"], "batch_size"),
         (["--dataset=mnist", "--data_dir=/nonexistent"], "mnist"),
         (["quickstart"], "expected flags only"),
+        (["--epochs=abc"], "--epochs"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["--batch_size=0"], "--batch_size: expected at least 1"),
+        (["--seeds=0"], "--seeds: expected at least 1"),
+        (["--devices=99"], "--devices: expected at most"),
+        (["--workdir=/proc/nothing"], "--workdir: /proc/nothing"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
@@ -141,7 +146,7 @@ def test_a_killed_experiment_continues_and_ends_with_the_same_rows(tmp_path, mon
 def test_the_deployed_model_is_trained_once(tmp_path, monkeypatch):
     config = quickstart.Config(**{**LITTLE, "methods": ()})
     quickstart.run(config, tmp_path)
-    monkeypatch.setattr(checkpoints, "save_model", None)
+    monkeypatch.setattr(worlds, "fit", None)
     assert (tmp_path / "checkpoints" / "deployed-0").is_dir()
     assert len(quickstart.run(config, tmp_path)) == 1
 

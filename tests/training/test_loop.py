@@ -15,6 +15,7 @@ from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.loop import Task, fit
 from updcomp.training.optimizers import constant, cosine, every_third, masked, with_learning_rate
+from updcomp.wire.errors import NonFiniteError
 
 MODEL = models.mlp(hidden=(16,))
 DENSE = base.plan("dense", base.quantised_delta(None), 16)
@@ -142,6 +143,31 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path, monkeypatch):
     assert continued.correct == whole.correct
     for one, two in zip(*map(jax.tree.leaves, (continued, whole)), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_an_epoch_that_harms_is_not_chosen():
+    """The sign of every update after the first epoch is wrong, so the first epoch stays the best."""
+    variables, task = world()
+    harmful = task._replace(schedule=lambda progress: jnp.where(progress < 0.3, 1.0, -3.0), learning_rate=3e-3)
+    fitted = fit(jax.random.key(0), harmful, DENSE, start_of(variables), {"deployed": variables})
+    once = fit(
+        jax.random.key(0),
+        harmful._replace(epochs=1, schedule=lambda progress: jnp.ones_like(progress)),
+        DENSE,
+        start_of(variables),
+        {"deployed": variables},
+    )
+    assert fitted.correct == once.correct > fitted.start_correct
+    for best, last, first in zip(*map(jax.tree.leaves, (fitted.trainable, fitted.last, once.last)), strict=True):
+        np.testing.assert_array_equal(best, first)
+        assert np.any(best != last)
+
+
+def test_weights_that_leave_the_finite_in_the_last_step_are_noticed():
+    variables, task = world()
+    wild = task._replace(epochs=1, learning_rate=3e38, schedule=lambda progress: jnp.where(progress < 0.7, 0.0, 10.0))
+    with pytest.raises(NonFiniteError, match="dense.*step 3"):
+        fit(jax.random.key(0), wild, DENSE, start_of(variables), {"deployed": variables})
 
 
 @pytest.mark.parametrize(

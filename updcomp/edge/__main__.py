@@ -51,8 +51,7 @@ def _apply(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise errors.FileError(f"{options.output}: expected a file to write, found a folder")
     files.check_suffix(options.output)
-    if options.output.exists() and options.old.exists() and options.output.samefile(options.old):
-        raise errors.FileError(f"{options.output}: expected another file than OLD, which is never changed")
+    files.check_distinct(options.output, options.old, options.update)
     files.write_model(options.output, *_updated(options))
 
 

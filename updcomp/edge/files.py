@@ -32,6 +32,17 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
         raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
 
 
+def check_distinct(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Checks that an output is none of the inputs, which are never changed.
+
+    Raises:
+      FileError: it is one of them, by whatever name.
+    """
+    for path in inputs:
+        if Path(output).exists() and Path(path).exists() and Path(output).samefile(path):
+            raise errors.FileError(f"{os.fspath(output)}: expected another file than the input, which is never changed")
+
+
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
     """Reads a `.safetensors` or `.npz` file; no pickle is ever loaded.
 

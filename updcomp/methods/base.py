@@ -1,5 +1,6 @@
 """What methods share: the parts of a deployed model that train, and the blocks that carry aux leaves and deltas."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import quantize, trees
+from updcomp import delta, quantize, trees
+from updcomp.training.data import Dataset
+from updcomp.training.evaluation import count_correct
 from updcomp.training.loop import Fitted, Plan, Task
+from updcomp.training.models import Apply
 from updcomp.trees import PyTree
-from updcomp.wire.packet import Block, Dense, Half, Packet
+from updcomp.wire import apply
+from updcomp.wire.errors import Error
+from updcomp.wire.packet import Block, Dense, Half, Packet, Raw
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task."""
@@ -26,25 +32,30 @@ class Parts(NamedTuple):
     statistics: dict[str, PyTree]  # the model's other collections, such as batch statistics
 
 
-def check_options(*, bits: int | None, aux: int | None) -> None:
+def check_options(*, bits: int, aux: int | None) -> None:
     """Checks a method's bit widths once, when it is made.
 
     Raises:
-      ValueError: `bits` is outside 2 to 16, or `aux` is none of `AUX_BITS`.
+      Error: `bits` is outside 2 to 16, or `aux` is none of `AUX_BITS`.
     """
-    if bits is not None:
-        quantize.max_level(bits)
+    quantize.max_level(bits)
     if aux not in AUX_BITS:
-        raise ValueError(f"aux: expected one of {AUX_BITS} (bits per aux leaf's delta; None = not sent), found {aux}")
+        raise Error(f"aux: expected one of {AUX_BITS} (bits per aux leaf's delta; None = not sent), found {aux}")
 
 
 def split(deployed: PyTree, *, aux: int | None) -> Parts:
-    """The parts of a deployed model: a dict of flax collections, or any pytree of parameters alone."""
+    """The parts of a deployed model: a dict of flax collections with "params", or any pytree of arrays.
+
+    Kernels and aux leaves come as float32 whatever the dtype: one step is smaller than a bfloat16's last place.
+    """
     is_collections = isinstance(deployed, dict) and "params" in deployed
     statistics = {name: tree for name, tree in deployed.items() if name != "params"} if is_collections else {}
     in_statistics = trees.named_leaves(statistics)
-    trained = {name: leaf for name, leaf in trees.aux(deployed).items() if name not in in_statistics}
-    return Parts(trees.kernels(deployed), trained if aux else {}, statistics)
+
+    def trained(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: leaf.astype(jnp.float32) for name, leaf in leaves.items() if name not in in_statistics}
+
+    return Parts(trained(trees.kernels(deployed)), trained(trees.aux(deployed)) if aux else {}, statistics)
 
 
 def plan(
@@ -59,13 +70,21 @@ def plan(
       **options: further fields of `Plan`.
 
     Returns:
-      A `Plan`.
+      A `Plan` whose model has the deployed one's dtypes.
     """
 
     def assemble(trainable: PyTree, frozen: dict[str, PyTree]) -> PyTree:
-        return trees.replace(frozen["deployed"], {**kernels(trainable["kernels"], frozen), **trainable["aux"]})
+        deployed = trees.named_leaves(frozen["deployed"])
+        leaves = {**kernels(trainable["kernels"], frozen), **trainable["aux"]}
+        cast = {leaf_name: leaf.astype(deployed[leaf_name].dtype) for leaf_name, leaf in leaves.items()}
+        return trees.replace(frozen["deployed"], cast)
 
     return Plan(name, assemble, train_statistics=aux is not None, **options)
+
+
+def deployed_kernel(frozen: dict[str, PyTree], name: str) -> jax.Array:
+    """A kernel of the deployed model as float32, to which an increment is added."""
+    return trees.named_leaves(frozen["deployed"])[name].astype(jnp.float32)
 
 
 def quantised_delta(bits: int | None) -> Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]]:
@@ -74,12 +93,13 @@ def quantised_delta(bits: int | None) -> Callable[[Any, dict[str, PyTree]], dict
     def kernels(weights: dict[str, jax.Array], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:
         if bits is None:
             return weights
-        deployed, masks = trees.kernels(frozen["deployed"]), frozen.get("mask", {}).get("kernels", {})
+        masks = frozen.get("mask", {}).get("kernels", {})
 
         def rounded(name: str, weight: jax.Array) -> jax.Array:
-            delta = weight - deployed[name]
-            step = quantize.dynamic_step(delta, bits, where=masks.get(name))
-            return deployed[name] + quantize.straight_through(delta, step, bits)
+            deployed = deployed_kernel(frozen, name)
+            change = delta.between(deployed, weight)
+            step = quantize.dynamic_step(change, bits, where=masks.get(name))
+            return deployed + quantize.straight_through(change, step, bits)
 
         return {name: rounded(name, weight) for name, weight in weights.items()}
 
@@ -88,9 +108,9 @@ def quantised_delta(bits: int | None) -> Callable[[Any, dict[str, PyTree]], dict
 
 def delta_integers(old: jax.Array, new: jax.Array, bits: int, mask: Any = None) -> tuple[np.ndarray, float]:
     """The integers and step that `quantised_delta` trained for a kernel; with a mask, of the sent ones."""
-    delta = jnp.subtract(new, old)
-    step = float(quantize.dynamic_step(delta, bits, where=None if mask is None else jnp.asarray(mask)))
-    values = np.asarray(delta) if mask is None else np.asarray(delta)[np.asarray(mask)]
+    change = np.asarray(delta.between(old, new))
+    step = float(quantize.dynamic_step(jnp.asarray(change), bits, where=None if mask is None else jnp.asarray(mask)))
+    values = change if mask is None else change[np.asarray(mask)]
     return quantize.to_integers(values, bits, step=step)
 
 
@@ -109,15 +129,58 @@ def aux_blocks(deployed: PyTree, fitted: Fitted, bits: int | None) -> dict[str, 
         return {}
     old = trees.named_leaves(deployed)
     new = {**fitted.trainable["aux"], **trees.aux(fitted.statistics)}
-    return {name: _aux_block(np.asarray(old[name]), np.asarray(leaf), bits) for name, leaf in new.items()}
+    return {name: aux_block(np.asarray(old[name]), np.asarray(leaf), bits) for name, leaf in new.items()}
 
 
-def _aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
-    delta = new.astype(np.float32) - old.astype(np.float32)
+def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
+    """The block of one aux leaf's change; a leaf that is positive, as a variance is, stays positive.
+
+    Args:
+      old: the deployed leaf.
+      new: the trained one.
+      bits: 4, 8 or 16.
+
+    Returns:
+      `Half` at 16 bits, else `Dense`; `Raw` where rounding would lose the sign or overflow.
+    """
+    change = new.astype(np.float32) - old.astype(np.float32)
+    block: Block
     if bits == 16:
-        return Half(delta.astype(np.float16))
-    values, step = quantize.to_integers(delta, bits)
-    if np.all(old > 0) and np.all(new > 0):
-        # A variance must stay one: where rounding would carry it to zero or below, it stops at the last step above.
-        values = np.maximum(values, np.ceil(-old.astype(np.float64) / step * 0.99).astype(np.int32))
-    return Dense(values, step)
+        with np.errstate(over="ignore"):
+            block = Half(change.astype(np.float16))
+        increments = block.delta.astype(np.float32)
+    else:
+        block = Dense(*quantize.to_integers(change, bits))
+        increments = (block.values * block.step).astype(np.float32)
+    result = old.astype(np.float32) + increments
+    positive = bool(np.all(old > 0) and np.all(new > 0))
+    if np.all(np.isfinite(result)) and not (positive and np.any(result <= 0)):
+        return block
+    return Raw(new.astype(old.dtype))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_count(model: Apply) -> Callable[[PyTree, Dataset], jax.Array]:
+    return jax.jit(functools.partial(count_correct, model))
+
+
+def accepted(packet: Packet, deployed: PyTree, task: Task) -> Packet:
+    """The packet, or an empty one where the model that it really makes does not beat the deployed one.
+
+    Both are counted on the validation set, and the new one is what the wire's own code makes of the packet: rounding
+    after training counts.
+
+    Args:
+      packet: what a method would send.
+      deployed: the model that the device holds.
+      task: has the validation set.
+
+    Returns:
+      The packet or `Packet({})`.
+
+    Paper: Qu et al., Deep Partial Updating (ECCV 2022), step 7: if nothing beats what the device holds, send nothing.
+    """
+    count = _compiled_count(task.apply)  # type: ignore[arg-type]
+    new = trees.from_model(apply.apply(packet, trees.to_model(deployed)), deployed)
+    better = count(new, task.validation) > count(deployed, task.validation)
+    return packet if better else Packet({})

@@ -89,7 +89,7 @@ def _fixed_mask(
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
         train_key, seed_key = jax.random.split(key)
-        seed = int(jax.random.randint(seed_key, (), 0, _SEEDS))
+        seed = int(jax.random.randint(seed_key, (), 0, _SEEDS)) if block is Seeded else 0
         mask = masks(deployed, parts.kernels, seed)
         fitted = fit(
             train_key,
@@ -106,6 +106,6 @@ def _fixed_mask(
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for leaf_name, kernel in fitted.trainable["kernels"].items():
             blocks[leaf_name] = block(*base.delta_integers(parts.kernels[leaf_name], kernel, bits, mask[leaf_name]))
-        return Packet(blocks, seed)
+        return base.accepted(Packet(blocks, seed), deployed, task)
 
     return method

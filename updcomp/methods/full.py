@@ -3,8 +3,8 @@
 import jax
 
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit
-from updcomp.trees import PyTree
+from updcomp.training.loop import Task, fit, model_of
+from updcomp.trees import PyTree, to_model
 from updcomp.wire.packet import Block, Dense, Packet, Raw
 
 
@@ -13,7 +13,7 @@ def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) ->
 
     Args:
       bits: of each weight's delta; None sends the new weights as they are.
-      aux: bits of the aux leaves' deltas; None leaves them as deployed.
+      aux: bits of the aux leaves' deltas, which are raw as well if `bits` is None; None leaves them as deployed.
       rate: multiplies the task's learning rate.
 
     Returns:
@@ -22,7 +22,7 @@ def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) ->
     Raises:
       ValueError: an option is out of range.
     """
-    base.check_options(bits=bits, aux=aux)
+    base.check_options(bits=16 if bits is None else bits, aux=aux)
     plan = base.plan("full", base.quantised_delta(bits), aux)
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
@@ -32,12 +32,17 @@ def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) ->
         fitted = fit(
             key, task, plan, start, {"deployed": deployed}, statistics=parts.statistics, learning_rate=learning_rate
         )
+        if bits is None:
+            new = model_of(plan, fitted.trainable, {"deployed": deployed}, fitted.statistics)
+            return base.accepted(Packet(_raw(deployed, new)), deployed, task)
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for name, kernel in fitted.trainable["kernels"].items():
-            if bits is None:
-                blocks[name] = Raw(jax.device_get(kernel))
-            else:
-                blocks[name] = Dense(*base.delta_integers(parts.kernels[name], kernel, bits))
-        return Packet(blocks)
+            blocks[name] = Dense(*base.delta_integers(parts.kernels[name], kernel, bits))
+        return base.accepted(Packet(blocks), deployed, task)
 
     return method
+
+
+def _raw(deployed: PyTree, new: PyTree) -> dict[str, Block]:
+    old, model = to_model(deployed), to_model(new)
+    return {name: Raw(leaf) for name, leaf in model.items() if leaf.tobytes() != old[name].tobytes()}

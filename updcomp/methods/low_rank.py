@@ -9,8 +9,9 @@ import numpy as np
 from updcomp import factorize, quantize
 from updcomp.methods import base
 from updcomp.training.loop import Task, fit
-from updcomp.trees import PyTree, kernels
+from updcomp.trees import PyTree
 from updcomp.wire import packet
+from updcomp.wire.errors import Error
 from updcomp.wire.packet import Packet
 
 
@@ -18,7 +19,7 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
     """Trains and sends two factors per kernel, as integers whose product the device forms exactly.
 
     Args:
-      rank: columns of each factor, at least 1.
+      rank: columns of each factor, at least 1; a kernel gets at most min(fan_in, fan_out).
       bits: of each factor's entries, rounded straight-through.
       aux: bits of the aux leaves' deltas; None leaves them as deployed.
       rate: multiplies the task's learning rate.
@@ -27,20 +28,20 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
       A method.
 
     Raises:
-      ValueError: an option is out of range.
+      Error: an option is out of range.
 
     Paper: Update Compression, section 3.
     """
     base.check_options(bits=bits, aux=aux)
     if rank < 1:
-        raise ValueError(f"rank: expected at least 1, found {rank}")
+        raise Error(f"rank: expected at least 1, found {rank}")
 
     def factored(factors: dict[str, factorize.Factors], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:
-        deployed = kernels(frozen["deployed"])
-        return {
-            name: deployed[name] + factorize.product(factorize.quantized(pair, bits), deployed[name].shape)
-            for name, pair in factors.items()
-        }
+        def kernel(name: str, pair: factorize.Factors) -> jax.Array:
+            deployed = base.deployed_kernel(frozen, name)
+            return deployed + factorize.product(factorize.quantized(pair, bits), deployed.shape)
+
+        return {name: kernel(name, pair) for name, pair in factors.items()}
 
     plan = base.plan("low_rank", factored, aux)
 
@@ -68,6 +69,6 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
                 for factor, step in zip(pair, steps, strict=True)
             )
             blocks[name] = packet.Factors(left, right, float(factorize.product_step(*steps)))
-        return Packet(blocks)
+        return base.accepted(Packet(blocks), deployed, task)
 
     return method

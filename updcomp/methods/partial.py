@@ -12,6 +12,7 @@ from updcomp.methods import base
 from updcomp.training.loop import Task, fit
 from updcomp.training.optimizers import masked
 from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
 from updcomp.wire.packet import Block, Packet, Sparse
 
 GLOBAL_SHARE = {"combined": 0.5, "global": 1.0, "local": 0.0}
@@ -40,14 +41,15 @@ def partial(
       A method whose packet is empty if nothing it found beats the deployed model on the validation set.
 
     Raises:
-      ValueError: an option is out of range.
+      Error: an option is out of range.
 
-    Paper: Deep Partial Updating, algorithm 1, for one round.
+    Paper: Deep Partial Updating, algorithm 1, for one round. Unlike the authors' code, the sparse training starts with
+    fresh optimizer moments, and gradients are recorded without weight decay.
     """
     base.check_options(bits=bits, aux=aux)
     selection.budget(ratio, 1)
     if scores not in GLOBAL_SHARE:
-        raise ValueError(f"scores: expected one of {sorted(GLOBAL_SHARE)}, found {scores!r}")
+        raise Error(f"scores: expected one of {sorted(GLOBAL_SHARE)}, found {scores!r}")
     full_plan = base.plan("partial-full", base.quantised_delta(None), aux, wrap=contribution.record)
     sparse_plan = base.plan("partial-sparse", base.quantised_delta(bits), aux, wrap=masked)
 
@@ -83,13 +85,11 @@ def partial(
             statistics=full.last_statistics,
             learning_rate=sparse_rate * task.learning_rate,
         )
-        if sparse.correct <= full.start_correct:
-            return Packet({})
         blocks: dict[str, Block] = base.aux_blocks(deployed, sparse, aux)
         for name, kernel in sparse.trainable["kernels"].items():
             sent = np.asarray(mask[name])
             values, step = base.delta_integers(parts.kernels[name], kernel, bits, sent)
             blocks[name] = Sparse(np.flatnonzero(sent), values, step)
-        return Packet(blocks)
+        return base.accepted(Packet(blocks), deployed, task)
 
     return method

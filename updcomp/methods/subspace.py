@@ -8,7 +8,8 @@ from updcomp import quantize
 from updcomp import subspace as geometry
 from updcomp.methods import base
 from updcomp.training.loop import Task, fit
-from updcomp.trees import PyTree, kernels
+from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
 from updcomp.wire.packet import Block, Coefficients, Packet
 
 
@@ -27,18 +28,17 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
       A method.
 
     Raises:
-      ValueError: an option is out of range.
+      Error: an option is out of range.
     """
     base.check_options(bits=bits, aux=aux)
     if rank < 1:
-        raise ValueError(f"rank: expected at least 1, found {rank}")
+        raise Error(f"rank: expected at least 1, found {rank}")
 
     def moved(coefficients: dict[str, jax.Array], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:
-        deployed, bases = kernels(frozen["deployed"]), frozen["bases"]
-
         def kernel(name: str, matrix: jax.Array) -> jax.Array:
+            deployed = base.deployed_kernel(frozen, name)
             rounded = quantize.straight_through(matrix, quantize.dynamic_step(matrix, bits), bits)
-            return deployed[name] + geometry.update(rounded, bases[name], deployed[name].shape)
+            return deployed + geometry.update(rounded, frozen["bases"][name], deployed.shape)
 
         return {name: kernel(name, matrix) for name, matrix in coefficients.items()}
 
@@ -46,7 +46,8 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        bases = geometry.bases(deployed, rank)
+        found = geometry.bases(deployed, rank)
+        bases = {name: found[name] for name in parts.kernels}
         zeros = {name: jnp.zeros((pair.left.shape[1], pair.right.shape[1])) for name, pair in bases.items()}
         fitted = fit(
             key,
@@ -62,6 +63,6 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
             step = float(quantize.dynamic_step(matrix, bits))
             values, step = quantize.to_integers(np.asarray(matrix), bits, step=step)
             blocks[name] = Coefficients(values, max(values.shape), step)
-        return Packet(blocks)
+        return base.accepted(Packet(blocks), deployed, task)
 
     return method

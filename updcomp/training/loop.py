@@ -148,7 +148,7 @@ def fit(
         state = run(state, epoch=np.int32(epoch + 1), order=order, batches=np.int32(batches))
         if (failed := int(state.failed_step)) >= 0:
             raise NonFiniteError(
-                f"{plan.name}: the loss is not finite at step {failed}; lower the learning rate ({rate})"
+                f"{plan.name}: the loss or a weight is not finite at step {failed}; lower the learning rate ({rate})"
             )
         if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
             saved.save(epoch + 1, state)
@@ -182,6 +182,12 @@ def _shuffled(key: jax.Array, epoch: int, samples: np.ndarray, batch_size: int) 
     return np.resize(generator.permutation(samples), (-(-len(samples) // batch_size), batch_size))
 
 
+def model_of(plan: Plan, trainable: PyTree, frozen: dict[str, PyTree], statistics: dict[str, PyTree]) -> PyTree:
+    """The variables of the model that a plan makes of trained leaves, with its statistics."""
+    variables = plan.assemble(trainable, frozen)
+    return {**variables, **statistics} if statistics else variables
+
+
 @functools.lru_cache(maxsize=128)
 def _compiled_epoch(
     plan: Plan,
@@ -196,7 +202,7 @@ def _compiled_epoch(
     optimizer = plan.wrap(with_learning_rate(factory))
 
     def objective(trainable: PyTree, statistics: Any, frozen: Any, images: jax.Array, labels: jax.Array) -> Any:
-        variables = {**plan.assemble(trainable, frozen), **statistics}
+        variables = model_of(plan, trainable, frozen, statistics)
         logits, updated = apply(variables, images, train=plan.train_statistics)
         return loss(logits, labels), updated if plan.train_statistics else statistics
 
@@ -236,7 +242,11 @@ def _compiled_epoch(
     ) -> State:
         body = functools.partial(step, frozen=frozen, train=train, order=order, rates=rates, key=key)
         state = jax.lax.fori_loop(0, batches, body, state)
-        variables = {**plan.assemble(state.trainable, frozen), **state.statistics}
+        # The loss before each step cannot tell that the last one diverged.
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state.trainable, state.statistics))])
+        failed = (state.failed_step < 0) & ~finite.all()
+        state = state._replace(failed_step=jnp.where(failed, state.step - 1, state.failed_step))
+        variables = model_of(plan, state.trainable, frozen, state.statistics)
         correct = count_correct(apply, variables, validation)
         # Among epochs that are equally good the later one is better trained, but an epoch must beat the start.
         better = (correct > state.best_correct) | ((correct == state.best_correct) & (state.best_epoch > 0))

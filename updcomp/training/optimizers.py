@@ -15,7 +15,9 @@ OptimizerFactory = Callable[[float], optax.GradientTransformation]
 def with_learning_rate(factory: OptimizerFactory) -> optax.GradientTransformationExtraArgs:
     """An optimizer whose learning rate is an argument of `update`, so that no value of it recompiles a step.
 
-    Optax optimizers scale by the learning rate last, so the updates of `factory(1.0)` times the rate are theirs.
+    Adam, AdamW, SGD with momentum and most of optax scale by the learning rate last, so the updates of `factory(1.0)`
+    times the rate are theirs. Those that accumulate after scaling (`rmsprop` with momentum, `lars`) see the schedule
+    outside of their momentum instead.
 
     Args:
       factory: learning rate -> optax transformation, such as `optax.adam`.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from updcomp.wire.errors import Error
+
 
 class Raw(NamedTuple):
     """The leaf's new bits, as they are."""
@@ -94,13 +96,13 @@ def round_step(step: float) -> float:
       The step with 8 significant bits, at least the smallest normal float32.
 
     Raises:
-      ValueError: the step is not positive and finite.
+      Error: the step is not positive and finite.
 
     >>> round_step(0.1)
     0.10009765625
     """
     if not (step > 0 and np.isfinite(np.float32(step))):
-        raise ValueError(f"step: expected a positive finite number, found {step}")
+        raise Error(f"step: expected a positive finite number, found {step}")
     bits = np.array(max(step, float(np.finfo(np.float32).tiny)), np.float32).view(np.uint32)
     rounded = min((int(bits) + 0x8000) >> 16 << 16, 0x7F7F0000)
     return float(np.array(rounded, np.uint32).view(np.float32))
