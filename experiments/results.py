@@ -49,8 +49,9 @@ class Results:
         except OSError as error:
             raise Error(f"--workdir: {workdir}: cannot make this folder: {error.strerror}") from None
         self._path = workdir / "results.jsonl"
-        settings = json.loads(json.dumps(dataclasses.asdict(config)))
-        _check_same_settings(workdir / "config.json", settings)
+        self._config = workdir / "config.json"
+        self._settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        _check_same_settings(self._config, self._settings)
         self.rows = self._read()
 
     def _read(self) -> list[Row]:
@@ -59,7 +60,11 @@ class Results:
         # A line without its end was being written when the run was killed: its update is made again.
         whole = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         files.write_bytes(self._path, "".join(whole).encode())
-        return [Row(**json.loads(line)) for line in whole]
+        try:
+            return [Row(**json.loads(line)) for line in whole]
+        except (ValueError, TypeError):
+            expected = "expected one row of this version per line"
+            raise Error(f"{self._path}: {expected}, found another; use another --workdir") from None
 
     def find(self, method: str, setting: str, seed: int, round_: int = 0) -> Row | None:
         """The row of an update that is done already."""
@@ -67,7 +72,9 @@ class Results:
         return next((row for row in self.rows if (row.method, row.setting, row.seed, row.round) == wanted), None)
 
     def append(self, row: Row) -> None:
-        """Adds a row, on disk before it returns."""
+        """Adds a row, on disk before it returns; the settings come first, once they have proved to work."""
+        if not self._config.exists():
+            files.write_bytes(self._config, json.dumps(self._settings, indent=2).encode())
         with self._path.open("a") as file:
             file.write(json.dumps(row._asdict()) + "\n")
             file.flush()
@@ -77,9 +84,11 @@ class Results:
 
 def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
-        files.write_bytes(path, json.dumps(settings, indent=2).encode())
         return
-    before = json.loads(path.read_text())
+    try:
+        before = json.loads(path.read_text())
+    except ValueError:
+        raise Error(f"{path}: expected the settings as JSON, found something else; use another --workdir") from None
     # The same data may lie elsewhere by now.
     names = (before.keys() | settings.keys()) - {"data_dir"}
     changed = sorted(name for name in names if before.get(name) != settings.get(name))

@@ -73,7 +73,7 @@ def test_infinities_that_stay_cost_nothing():
 
 @pytest.mark.parametrize("dtype", [">f4", ">i8", "<c8"])
 def test_byte_orders_and_scalars_come_back_as_they_were(dtype):
-    old, new = ({"w": np.arange(6).astype(dtype) * scale, "n": np.float32(scale)} for scale in (1, 3))
+    old, new = ({"w": (np.arange(6) * scale).astype(dtype), "n": np.float32(scale)} for scale in (1, 3))
     result = sent(updcomp.diff(old, new), old)
     assert (result["w"].dtype, type(result["n"])) == (np.dtype(dtype), np.float32)
     np.testing.assert_array_equal(result["w"], new["w"])

@@ -70,7 +70,7 @@ def test_the_device_applies_what_the_server_made_from_other_formats(tmp_path):
         (["apply", "{old}", "{old}", "-o", "{out}"], "update"),
         (["apply", "{old}", "{missing}", "-o", "{out}"], "missing.npz"),
         (["apply", "{old}", "{new}", "-o", "{old}"], "never changed"),
-        (["apply", "{old}", "{missing}", "-o", "{empty}"], "found a folder"),
+        (["apply", "{old}", "{missing}", "-o", "{empty}"], "expected a model file"),
         (["diff", "{old}", "{new}", "-o", "{old}"], "never changed"),
         (["diff", "{old}", "{new}", "-o", "{out}", "--step", "inf"], "--step: expected a positive number"),
         (["inspect", "{new}"], "update"),

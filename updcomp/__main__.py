@@ -6,11 +6,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from updcomp import api, trees
 from updcomp.edge import files
-from updcomp.training.checkpoints import load_model, save_model
 from updcomp.wire import container
 from updcomp.wire.errors import Error, FileError
+
+try:
+    from updcomp import api, trees
+    from updcomp.training.checkpoints import load_model, save_model
+except ModuleNotFoundError as missing:
+    message = f"python -m updcomp needs {missing.name}: install updcomp[server]; a device has python -m updcomp.edge"
+    print(f"updcomp: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

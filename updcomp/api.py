@@ -72,7 +72,8 @@ def apply(update: bytes, deployed: PyTree) -> PyTree:
       deployed: the model that the update starts from.
 
     Returns:
-      A tree with the structure, dtypes, shapes, array types and shardings of `deployed`.
+      A tree with the structure, dtypes, shapes, array types and shardings of `deployed`; NumPy leaves that the update
+      keeps are the same arrays.
 
     Raises:
       WrongBaseError: `deployed` is not the model that the update starts from.

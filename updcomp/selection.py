@@ -82,7 +82,7 @@ def top_ratio(scores: PyTree, ratio: float) -> PyTree:
 
 
 def budget(ratio: float, size: int) -> int:
-    """How many of `size` weights an updating ratio allows: floor(ratio * size), at least one.
+    """How many of `size` weights an updating ratio allows: floor(ratio * size), at least one where there is any.
 
     >>> budget(0.005, 535_040)
     2675
@@ -90,7 +90,7 @@ def budget(ratio: float, size: int) -> int:
     if not 0 < ratio <= 1:
         raise Error(f"ratio: expected above 0 and at most 1, found {ratio}")
     # As written in decimals: 0.29 of 100 is 29, though the float 0.29 is a little less.
-    return max(1, math.floor(Fraction(str(ratio)) * size))
+    return min(size, max(1, math.floor(Fraction(str(ratio)) * size)))
 
 
 def _ordered(scores: jax.Array) -> jax.Array:

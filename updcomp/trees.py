@@ -56,6 +56,18 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return dict(sorted((name, leaf) for name, leaf in _paths(tree) if _is_array(leaf)))
 
 
+def check_arrays(tree: PyTree) -> None:
+    """Checks that every leaf is an array, as functions that compile over a whole tree need.
+
+    Raises:
+      LeafError: a leaf is something else, such as a function.
+    """
+    for name, leaf in _paths(tree):
+        if not _is_array(leaf):
+            found = f"expected an array, found {type(leaf).__name__}"
+            raise LeafError(f"leaf {name!r}: {found}; keep what is no array in the function that applies the model")
+
+
 def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """The same tree with some leaves replaced, addressed by name.
 

@@ -142,7 +142,7 @@ def test_every_truncation_and_flipped_bit_on_the_command_line(folder, capsys):
     [
         (("apply", ".", "update", "-o", "new.npz"), ".: expected a model file ending in .safetensors or .npz"),
         (("apply", "folder.npz", "update", "-o", "new.npz"), "folder.npz: Is a directory"),
-        (("apply", "old.npz", "folder.npz", "-o", "new.npz"), "folder.npz: Is a directory"),
+        (("apply", "old.npz", "folder.npz", "-o", "new.npz"), "folder.npz: expected a file"),
         (("apply", "old.npz", "update", "-o", "folder.npz"), "folder.npz: expected a file to write, found a folder"),
         (("apply", "old.npz", "update", "-o", "."), ".: expected a file to write, found a folder"),
         (("apply", "missing.npz", "update", "-o", "new.npz"), "missing.npz: No such file or directory"),
@@ -151,18 +151,33 @@ def test_every_truncation_and_flipped_bit_on_the_command_line(folder, capsys):
         (("apply", "old.npz", "update", "-o", "nowhere/new.npz"), "new.npz: cannot write: No such file or directory"),
         (("apply", "old.npz", "update", "-o", "update/new.npz"), "update/new.npz: cannot write: Not a directory"),
         (("apply", "old.npz", "update", "-o", "/proc/new.npz"), "/proc/new.npz: cannot write: "),
-        (("apply", "old.npz", "update", "-o", "old.npz"), "old.npz: expected another file than OLD"),
-        (("apply", "old.npz", "update", "-o", "./folder.npz/../old.npz"), "expected another file than OLD"),
+        (("apply", "old.npz", "update", "-o", "old.npz"), "old.npz: expected another file than the input"),
+        (("apply", "old.npz", "update", "-o", "./folder.npz/../old.npz"), "expected another file than the input"),
         (("apply", "update", "update", "-o", "new.npz"), "update: expected a model file"),
         (("verify", "junk.npz", "update"), "junk.npz: not a model file: File is not a zip file"),
         (("inspect", "old.npz"), "old.npz: not an update"),
-        (("inspect", "."), ".: Is a directory"),
+        (("inspect", "."), ".: expected a file"),
     ],
 )
 def test_wrong_paths(folder, arguments, message):
     (folder / "folder.npz").mkdir()
     (folder / "junk.npz").write_bytes(b"junk")
     assert_fails(folder, *arguments, message=message)
+
+
+def test_a_device_in_place_of_an_update(folder):
+    assert_fails(folder, "apply", "old.npz", "/dev/zero", "-o", "new.npz", message="expected a file")
+
+
+def test_an_update_that_does_not_fit_into_memory(folder):
+    with (folder / "large").open("wb") as file:
+        file.truncate(20 << 30)
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); "
+    limited += "runpy.run_module('updcomp.edge', run_name='__main__', alter_sys=True)"
+    done = run("inspect", "large", cwd=folder, start=("-c", limited))
+    (folder / "large").unlink()
+    assert done.returncode == 2
+    assert done.stderr == "updcomp: error: large: the file does not fit into memory\n"
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)

@@ -111,6 +111,11 @@ def test_wrong_flags_are_one_line_and_exit_status_2(arguments, message, tmp_path
     assert "Traceback" not in done.stderr
 
 
+def test_a_wrong_flag_does_not_lock_the_folder(tmp_path):
+    assert run(f"--workdir={tmp_path}", "--shift=flood").returncode == 2
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_help_names_every_flag_of_every_group():
     done = run("--help")
     assert done.returncode == 0

@@ -188,6 +188,23 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_method():
         METHODS["low_rank"](rank=1)(jax.random.key(0), deployed, broken)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("partial", {"ratio": 0.5}), ("low_rank", {"rank": 2}), ("subspace", {"rank": 2})]
+)
+def test_empty_leaves_and_models_without_kernels(name, options):
+    _, task = world("mlp")
+    deployed = {"bias": jnp.zeros(10), "empty": jnp.zeros((0, 3))}
+    task = task._replace(apply=lambda tree, images, *, train: (jnp.zeros((len(images), 1)) + tree["bias"][None], {}))
+    made = METHODS[name](**options)(jax.random.key(0), deployed, task)
+    assert set(made.blocks) <= {"bias"}
+
+
+def test_a_leaf_that_is_no_array_is_refused_by_name():
+    deployed, task = world("mlp")
+    with pytest.raises(updcomp.Error, match="'activation'.*function"):
+        METHODS["full"]()(jax.random.key(0), {**deployed, "activation": jax.nn.relu}, task)
+
+
 def test_fewer_samples_than_a_batch_are_refused():
     deployed, task = world("mlp")
     with pytest.raises(updcomp.Error, match="batch_size.*20.*50"):

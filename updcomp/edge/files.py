@@ -126,9 +126,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
       FileError: it cannot be read.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise errors.FileError(f"{os.fspath(path)}: expected a file, found a folder or device")
         return Path(path).read_bytes()
     except OSError as error:
         raise errors.FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
+    except MemoryError:
+        raise errors.FileError(f"{os.fspath(path)}: the file does not fit into memory") from None
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

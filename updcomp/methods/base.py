@@ -47,7 +47,11 @@ def split(deployed: PyTree, *, aux: int | None) -> Parts:
     """The parts of a deployed model: a dict of flax collections with "params", or any pytree of arrays.
 
     Kernels and aux leaves come as float32 whatever the dtype: one step is smaller than a bfloat16's last place.
+
+    Raises:
+      LeafError: a leaf is no array; methods compile functions of the whole tree.
     """
+    trees.check_arrays(deployed)
     is_collections = isinstance(deployed, dict) and "params" in deployed
     statistics = {name: tree for name, tree in deployed.items() if name != "params"} if is_collections else {}
     in_statistics = trees.named_leaves(statistics)
@@ -129,7 +133,7 @@ def aux_blocks(deployed: PyTree, fitted: Fitted, bits: int | None) -> dict[str, 
         return {}
     old = trees.named_leaves(deployed)
     new = {**fitted.trainable["aux"], **trees.aux(fitted.statistics)}
-    return {name: aux_block(np.asarray(old[name]), np.asarray(leaf), bits) for name, leaf in new.items()}
+    return {name: aux_block(np.asarray(old[name]), np.asarray(leaf), bits) for name, leaf in new.items() if leaf.size}
 
 
 def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:

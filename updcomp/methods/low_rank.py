@@ -33,7 +33,7 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
     Paper: Update Compression, section 3.
     """
     base.check_options(bits=bits, aux=aux)
-    if rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise Error(f"rank: expected at least 1, found {rank}")
 
     def factored(factors: dict[str, factorize.Factors], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:

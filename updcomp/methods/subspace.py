@@ -31,7 +31,7 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
       Error: an option is out of range.
     """
     base.check_options(bits=bits, aux=aux)
-    if rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise Error(f"rank: expected at least 1, found {rank}")
 
     def moved(coefficients: dict[str, jax.Array], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:

@@ -243,7 +243,8 @@ def _compiled_epoch(
         body = functools.partial(step, frozen=frozen, train=train, order=order, rates=rates, key=key)
         state = jax.lax.fori_loop(0, batches, body, state)
         # The loss before each step cannot tell that the last one diverged.
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state.trainable, state.statistics))])
+        leaves = jax.tree.leaves((state.trainable, state.statistics))
+        finite = jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)])
         failed = (state.failed_step < 0) & ~finite.all()
         state = state._replace(failed_step=jnp.where(failed, state.step - 1, state.failed_step))
         variables = model_of(plan, state.trainable, frozen, state.statistics)
