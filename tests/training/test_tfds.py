@@ -9,12 +9,12 @@ import pytest
 from updcomp.training import data
 from updcomp.wire.errors import DatasetError
 
-FOLDER = Path(os.environ.get("UPDCOMP_TFDS") or Path(__file__).parents[3] / "shared" / "tfds")
+FOLDER = Path(os.environ.get("UPDCOMP_DATA_DIR") or Path(__file__).parents[3] / "shared" / "tfds")
 
 
 def prepared(name):
     if not (FOLDER / name).is_dir():
-        pytest.skip(f"{name} is not prepared in {FOLDER}; set UPDCOMP_TFDS to a folder that has it")
+        pytest.skip(f"{name} is not prepared in {FOLDER}; set UPDCOMP_DATA_DIR to a folder that has it")
     return FOLDER
 
 

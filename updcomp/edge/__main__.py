@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from updcomp.edge import files
+from updcomp.edge import command_line, files
 from updcomp.wire import container, errors
 
 
@@ -20,13 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, or 2 after one line on stderr.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except errors.Error as error:
-        print(f"updcomp: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line.run(_parser(), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
