@@ -11,7 +11,7 @@ import numpy as np
 from updcomp import delta, quantize, trees
 from updcomp.training.data import Dataset
 from updcomp.training.evaluation import count_correct
-from updcomp.training.loop import Fitted, Plan, Task
+from updcomp.training.loop import Fitted, Plan, Task, fit
 from updcomp.training.models import Apply
 from updcomp.trees import PyTree
 from updcomp.wire import apply
@@ -84,6 +84,47 @@ def plan(
         return trees.replace(frozen["deployed"], cast)
 
     return Plan(name, assemble, train_statistics=aux is not None, **options)
+
+
+def train(
+    key: jax.Array,
+    task: Task,
+    plan: Plan,
+    deployed: PyTree,
+    parts: Parts,
+    kernels: Any,
+    *,
+    rate: float,
+    mask: dict[str, jax.Array] | None = None,
+    **frozen: PyTree,
+) -> Fitted:
+    """Trains a plan of `plan` from the deployed model; see `training.loop.fit`.
+
+    Args:
+      key: PRNG key.
+      task: what to train on, and how.
+      plan: of the method.
+      deployed: the model that the device holds.
+      parts: its parts; their aux leaves and statistics are where those start.
+      kernels: where the trainable kernels' part starts.
+      rate: multiplies the task's learning rate.
+      mask: booleans by kernel name, True = sent, for a plan whose optimizer is `masked`; aux leaves move freely.
+      **frozen: what the plan reads besides the deployed model.
+
+    Returns:
+      `Fitted`.
+    """
+    if mask is not None:
+        frozen["mask"] = {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)}
+    return fit(
+        key,
+        task,
+        plan,
+        {"kernels": kernels, "aux": parts.aux},
+        {"deployed": deployed, **frozen},
+        statistics=parts.statistics,
+        learning_rate=rate * task.learning_rate,
+    )
 
 
 def deployed_kernel(frozen: dict[str, PyTree], name: str) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from updcomp import selection
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit
+from updcomp.training.loop import Task
 from updcomp.training.optimizers import masked
 from updcomp.trees import PyTree, to_model
 from updcomp.wire import positions
@@ -91,18 +91,7 @@ def _fixed_mask(
         train_key, seed_key = jax.random.split(key)
         seed = int(jax.random.randint(seed_key, (), 0, _SEEDS)) if block is Seeded else 0
         mask = masks(deployed, parts.kernels, seed)
-        fitted = fit(
-            train_key,
-            task,
-            plan,
-            {"kernels": parts.kernels, "aux": parts.aux},
-            {
-                "deployed": deployed,
-                "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)},
-            },
-            statistics=parts.statistics,
-            learning_rate=rate * task.learning_rate,
-        )
+        fitted = base.train(train_key, task, plan, deployed, parts, parts.kernels, rate=rate, mask=mask)
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for leaf_name, kernel in fitted.trainable["kernels"].items():
             blocks[leaf_name] = block(*base.delta_integers(parts.kernels[leaf_name], kernel, bits, mask[leaf_name]))

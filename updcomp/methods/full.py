@@ -3,7 +3,7 @@
 import jax
 
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit, model_of
+from updcomp.training.loop import Task, model_of
 from updcomp.trees import PyTree, to_model
 from updcomp.wire.packet import Block, Dense, Packet, Raw
 
@@ -27,11 +27,7 @@ def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) ->
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        start = {"kernels": parts.kernels, "aux": parts.aux}
-        learning_rate = rate * task.learning_rate
-        fitted = fit(
-            key, task, plan, start, {"deployed": deployed}, statistics=parts.statistics, learning_rate=learning_rate
-        )
+        fitted = base.train(key, task, plan, deployed, parts, parts.kernels, rate=rate)
         if bits is None:
             new = model_of(plan, fitted.trainable, {"deployed": deployed}, fitted.statistics)
             return base.accepted(Packet(_raw(deployed, new)), deployed, task)

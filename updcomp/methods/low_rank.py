@@ -8,7 +8,7 @@ import numpy as np
 
 from updcomp import factorize, quantize
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit
+from updcomp.training.loop import Task
 from updcomp.trees import PyTree
 from updcomp.wire import packet
 from updcomp.wire.errors import Error
@@ -50,17 +50,7 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
         train_key, *keys = jax.random.split(key, 1 + len(parts.kernels))
         named = zip(keys, parts.kernels.items(), strict=True)
         factors = {name: factorize.init(init_key, kernel.shape, rank) for init_key, (name, kernel) in named}
-        start = {"kernels": factors, "aux": parts.aux}
-        learning_rate = rate * task.learning_rate
-        fitted = fit(
-            train_key,
-            task,
-            plan,
-            start,
-            {"deployed": deployed},
-            statistics=parts.statistics,
-            learning_rate=learning_rate,
-        )
+        fitted = base.train(train_key, task, plan, deployed, parts, factors, rate=rate)
         blocks: dict[str, packet.Block] = base.aux_blocks(deployed, fitted, aux)
         for name, pair in fitted.trainable["kernels"].items():
             steps = [quantize.dynamic_step(factor, bits) for factor in pair]

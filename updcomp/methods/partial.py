@@ -4,12 +4,11 @@ Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from updcomp import contribution, delta, selection
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit
+from updcomp.training.loop import Task
 from updcomp.training.optimizers import masked
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
@@ -62,29 +61,10 @@ def partial(
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
         full_key, sparse_key = jax.random.split(key)
-        start = {"kernels": parts.kernels, "aux": parts.aux}
-        full = fit(
-            full_key,
-            task,
-            full_plan,
-            start,
-            {"deployed": deployed},
-            statistics=parts.statistics,
-            learning_rate=rate * task.learning_rate,
-        )
+        full = base.train(full_key, task, full_plan, deployed, parts, parts.kernels, rate=rate)
         mask, rewound = select(parts.kernels, full.last["kernels"], full.optimizer.local["kernels"])
-        sparse = fit(
-            sparse_key,
-            task,
-            sparse_plan,
-            {"kernels": rewound, "aux": full.last["aux"]},
-            {
-                "deployed": deployed,
-                "mask": {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)},
-            },
-            statistics=full.last_statistics,
-            learning_rate=sparse_rate * task.learning_rate,
-        )
+        moved = parts._replace(aux=full.last["aux"], statistics=full.last_statistics)
+        sparse = base.train(sparse_key, task, sparse_plan, deployed, moved, rewound, rate=sparse_rate, mask=mask)
         blocks: dict[str, Block] = base.aux_blocks(deployed, sparse, aux)
         for name, kernel in sparse.trainable["kernels"].items():
             sent = np.asarray(mask[name])

@@ -7,7 +7,7 @@ import numpy as np
 from updcomp import quantize
 from updcomp import subspace as geometry
 from updcomp.methods import base
-from updcomp.training.loop import Task, fit
+from updcomp.training.loop import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 from updcomp.wire.packet import Block, Coefficients, Packet
@@ -49,15 +49,7 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
         found = geometry.bases(deployed, rank)
         bases = {name: found[name] for name in parts.kernels}
         zeros = {name: jnp.zeros((pair.left.shape[1], pair.right.shape[1])) for name, pair in bases.items()}
-        fitted = fit(
-            key,
-            task,
-            plan,
-            {"kernels": zeros, "aux": parts.aux},
-            {"deployed": deployed, "bases": bases},
-            statistics=parts.statistics,
-            learning_rate=rate * task.learning_rate,
-        )
+        fitted = base.train(key, task, plan, deployed, parts, zeros, rate=rate, bases=bases)
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for name, matrix in fitted.trainable["kernels"].items():
             step = float(quantize.dynamic_step(matrix, bits))
