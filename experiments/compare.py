@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import report, worlds
-from experiments.results import Results, Row
+from experiments.results import Results, Row, command
 from updcomp import protocol
 from updcomp.methods import METHODS, Method
 from updcomp.training import data, models
@@ -80,21 +80,10 @@ def run(
                 progress.set_description(f"seed {seed} {name} {setting}")
                 bench.measure(name, setting, method)
                 progress.update()
-    command = " ".join([f"python run.py --experiment={experiment}", *_flags(config)])
     title = f"{config.dataset}, {config.model}, {config.shift}: accuracy against update size"
-    print(report.write(workdir, bench.results.rows, command=command, title=title))
+    print(report.write(workdir, bench.results.rows, command=command(experiment, config), title=title))
     print(f"\nReport, plot, rows and update files: {workdir}")
     return bench.results.rows
-
-
-def _flags(config: Config) -> list[str]:
-    """The flags that make a configuration from its defaults."""
-    changed = [
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
-    ]
-    return [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in changed]
 
 
 class _Bench:
@@ -116,8 +105,7 @@ class _Bench:
         self.deployed_validation_accuracy = self.accuracy(self.deployed, self.world.task.validation)
         (self.workdir / "device").mkdir(exist_ok=True)
         (self.workdir / "updates").mkdir(exist_ok=True)
-        self.device = self.workdir / "device" / f"deployed-{seed}.safetensors"
-        protocol.save(self.deployed, self.device)
+        self.held = protocol.save(self.deployed, self.workdir / "device" / f"deployed-{seed}.safetensors")
 
     def measure(self, name: str, setting: str, method: Method) -> None:
         """One row: trains, sends, applies and evaluates, unless it is there already."""
@@ -128,9 +116,8 @@ class _Bench:
             return
         update = self.workdir / "updates" / f"{cell}.upd"
         task = self.world.task._replace(checkpoints=trainings)
-        done = protocol.run_round(
-            worlds.keys_of(self.seed).update, method, self.deployed, task, model=self.device, update=update
-        )
+        new = self.held.file.with_stem("updated")
+        done = protocol.run_round(worlds.keys_of(self.seed).update, method, self.held, task, update=update, new=new)
         accuracy = self.accuracy(done.variables, self.world.test)
         reference = self.results.find(REFERENCE[0], describe(REFERENCE[1]), self.seed)
         config = self.config
@@ -151,6 +138,11 @@ class _Bench:
             apply_seconds=done.apply_seconds,
             validation_accuracy=self.accuracy(done.variables, task.validation),
             deployed_validation_accuracy=self.deployed_validation_accuracy,
+            samples=len(task.train.labels),
+            restart=False,
+            sent=done.sent,
+            trained_accuracy=self.accuracy(done.trained, self.world.test),
+            plain_bytes=done.plain_bytes,
         )
         self.results.append(row)
         shutil.rmtree(trainings, ignore_errors=True)

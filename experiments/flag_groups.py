@@ -16,7 +16,7 @@ class Flag(NamedTuple):
     """One flag."""
 
     name: str
-    kind: str  # the absl flag type: string, integer, float or list
+    kind: str  # the absl flag type: string, integer, float, bool or list
     help: str
 
 
@@ -31,11 +31,13 @@ GROUPS: dict[str, list[Flag]] = {
             "samples that the deployed model is trained on (with --shift=classes, those of its classes)",
         ),
         Flag("samples", "integer", "new samples that the server retrains on"),
-        Flag("validation_samples", "integer", "new samples that choose the best epoch"),
+        Flag("validation_samples", "integer", "samples that choose the best epoch; in rounds they are test images"),
     ],
     "Model and training": [
         Flag("model", "string", "mlp, cnn, vgg, resnet20 or resnet56"),
-        Flag("learning_rate", "float", "of Adam, at the start of each training; methods multiply it"),
+        Flag("optimizer", "string", "adam, or sgd with Nesterov momentum 0.9 and weight decay 1e-4"),
+        Flag("schedule", "string", "of the learning rate: tenth or fifth (after each third), cosine or constant"),
+        Flag("learning_rate", "float", "at the start of each training; methods multiply it"),
         Flag("pretrain_epochs", "integer", "epochs that the deployed model was trained for"),
         Flag("epochs", "integer", "epochs of each training of an update"),
         Flag("batch_size", "integer", "samples per step"),
@@ -45,9 +47,20 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "methods",
             "list",
-            "which methods to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask",
+            "which to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask; in rounds: fu, fu_last, "
+            "fu_fresh, dpu, dpu_no_restart, gcpu, lcpu, rpu, pruning, iterative, magnitude",
         ),
         Flag("seeds", "integer", "how many seeds; each has its own deployed model, samples and order"),
+    ],
+    "Rounds": [
+        Flag("rounds", "integer", "how many rounds; the training set is cumulative"),
+        Flag("initial_samples", "integer", "samples of the first round"),
+        Flag("step_samples", "integer", "samples that each later round adds"),
+        Flag("ratio", "float", "updating ratio: the share of all kernels' weights that is sent, above 0 and at most 1"),
+        Flag("bits", "integer", "of each sent weight's delta, from 2 to 16"),
+        Flag("aux", "integer", "bits of the deltas of biases, norms and statistics: 4, 8, 16, or 0 to send none"),
+        Flag("sparse_rate", "float", "multiplies the learning rate of trainings that move the sent weights only"),
+        Flag("keep_moments", "bool", "the sparse training goes on with the full one's optimizer state"),
     ],
 }
 

@@ -1,10 +1,11 @@
 """What people read of results: the table by bytes, the one sentence, the plot."""
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +39,9 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 def _summary(rows: list[Row]) -> Summary:
     accuracies = [row.accuracy for row in rows]
-    gains = sum(row.full_update_accuracy - row.deployed_accuracy for row in rows)
+    gains = sum(
+        row.full_update_accuracy - row.deployed_accuracy for row in rows if row.full_update_accuracy is not None
+    )
     kept = sum(row.accuracy - row.deployed_accuracy for row in rows) / gains if gains > 0 else math.nan
     return Summary(
         rows[0].method,
@@ -71,20 +74,59 @@ def table(summaries: Sequence[Summary]) -> str:
         )
         for summary in summaries
     ]
+    return markdown(head, body, left=(1, 2))
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
+    """A Markdown table that is as legible in a terminal.
+
+    Args:
+      head: the column names.
+      body: the cells, row by row.
+      left: the columns that align left; the others align right.
+
+    Returns:
+      Its lines.
+    """
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    right = (0, 3, 4, 5)
 
     def line(cells: Sequence[str]) -> str:
         aligned = (
-            cell.rjust(width) if i in right else cell.ljust(width)
+            cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         return f"| {' | '.join(aligned)} |"
 
-    rule = "|".join(
-        f"{'-' * (width + 1)}:" if i in right else f":{'-' * (width + 1)}" for i, width in enumerate(widths)
-    )
+    rule = "|".join(f":{'-' * (width + 1)}" if i in left else f"{'-' * (width + 1)}:" for i, width in enumerate(widths))
     return "\n".join([line(head), f"|{rule}|", *map(line, body)])
+
+
+@contextlib.contextmanager
+def figure(path: Path, *, panels: int = 1) -> Iterator[list[Any]]:
+    """Panels to draw in, one below the other; written whole as a `.png` at the end.
+
+    Args:
+      path: the file.
+      panels: how many, with one x axis.
+
+    Yields:
+      Matplotlib's axes, one a panel.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, grid = pyplot.subplots(
+        panels, figsize=(8, 5 if panels == 1 else 8), sharex=True, squeeze=False, layout="constrained"
+    )
+    for axes in grid[:, 0]:
+        axes.grid(alpha=0.3)
+    yield list(grid[:, 0])
+    partial = path.with_name(f".{path.name}")
+    drawn.savefig(partial, dpi=150, format="png")
+    pyplot.close(drawn)
+    partial.replace(path)
 
 
 def conclusion(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
@@ -119,37 +161,29 @@ def plot(rows: Sequence[Row], summaries: Sequence[Summary], path: Path, *, title
       path: the `.png` to write.
       title: what was compared.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     by_method: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         by_method[summary.method].append(summary)
-    for marker, (method, points) in zip("osD^vPX*", sorted(by_method.items()), strict=False):
-        sizes, accuracies, spreads = zip(*((p.update_bytes, p.accuracy, p.spread) for p in points), strict=True)
-        axes.errorbar(sizes, accuracies, spreads, marker=marker, markersize=5, linewidth=1.5, capsize=2, label=method)
-    full = float(np.mean([row.full_update_accuracy for row in rows]))
+    full = float(np.mean([row.full_update_accuracy for row in rows if row.full_update_accuracy is not None]))
     deployed = float(np.mean([row.deployed_accuracy for row in rows]))
-    for level, name in ((full, "full update"), (deployed, "no update")):
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"{name} {level:.3f}",
-            (0.005, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            color="gray",
-        )
-    axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel="test accuracy on the device", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, format="png")
-    pyplot.close(figure)
-    partial.replace(path)
+    with figure(path) as (axes,):
+        for marker, (method, points) in zip("osD^vPX*", sorted(by_method.items()), strict=False):
+            sizes, accuracies, spreads = zip(*((p.update_bytes, p.accuracy, p.spread) for p in points), strict=True)
+            style = {"marker": marker, "markersize": 5, "linewidth": 1.5, "capsize": 2}
+            axes.errorbar(sizes, accuracies, spreads, label=method, **style)
+        for level, name in ((full, "full update"), (deployed, "no update")):
+            axes.axhline(level, color="gray", linestyle="--", linewidth=1)
+            axes.annotate(
+                f"{name} {level:.3f}",
+                (0.005, level),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                color="gray",
+            )
+        axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel="test accuracy on the device")
+        axes.set_title(title)
+        axes.legend(loc="center right")
 
 
 def write(workdir: Path, rows: Sequence[Row], *, command: str, title: str) -> str:

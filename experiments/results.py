@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from updcomp.edge import files
 from updcomp.wire.errors import Error
 
+# What a second start may change: the same data may lie elsewhere by now, and more methods, seeds and rounds add rows.
+_EXTENSIBLE = {"data_dir", "methods", "seeds", "rounds"}
+
 
 class Row(NamedTuple):
     """One update of one method; one line of `results.jsonl`."""
@@ -22,13 +25,18 @@ class Row(NamedTuple):
     round: int
     update_bytes: int  # size of the update file
     accuracy: float  # on the test set, of the model that the device wrote
-    full_update_accuracy: float  # of the raw full update, same seed
+    full_update_accuracy: float | None  # of the raw full update, same seed and round; None where that was not run
     deployed_accuracy: float  # of the model before the update
     train_seconds: float
     encode_seconds: float
     apply_seconds: float  # the device's process, its start included
     validation_accuracy: float  # of the model that the device wrote; what settings are chosen by
     deployed_validation_accuracy: float  # of the model before the update
+    samples: int  # that the update was trained on
+    restart: bool  # the update is relative to the first model rather than the one before
+    sent: bool  # False: training gave nothing better on validation data, and an empty update went out
+    trained_accuracy: float  # on the test set, of the model that training gave, sent or not
+    plain_bytes: int  # the same update as int32 positions and float32 values, aux leaves included; 0 where not sent
 
 
 class Results:
@@ -58,8 +66,10 @@ class Results:
         if not self._path.exists():
             return []
         # A line without its end was being written when the run was killed: its update is made again.
-        whole = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        files.write_bytes(self._path, "".join(whole).encode())
+        lines = self._path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole != lines:
+            files.write_bytes(self._path, "".join(whole).encode())
         try:
             return [Row(**json.loads(line)) for line in whole]
         except (ValueError, TypeError):
@@ -89,10 +99,20 @@ def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
         before = json.loads(path.read_text())
     except ValueError:
         raise Error(f"{path}: expected the settings as JSON, found something else; use another --workdir") from None
-    # The same data may lie elsewhere by now.
-    names = (before.keys() | settings.keys()) - {"data_dir"}
+    names = (before.keys() | settings.keys()) - _EXTENSIBLE
     changed = sorted(name for name in names if before.get(name) != settings.get(name))
     if changed:
         name = changed[0]
         found = f"--{name}: expected {before.get(name)!r} as in {path}, found {settings.get(name)!r}"
         raise Error(f"{found}; give the same flags to continue, or another --workdir to start anew")
+
+
+def command(experiment: str, config: Any) -> str:
+    """The command that runs an experiment with these settings: every flag that is not at its default."""
+    changed = [
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    flags = (f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in changed)
+    return " ".join([f"python run.py --experiment={experiment}", *flags])

@@ -8,55 +8,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from experiments import trainings
+from experiments.trainings import TrainingConfig
 from updcomp.methods import base
 from updcomp.training import devices
-from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import load_model, save_model
 from updcomp.training.data import Dataset, Source, of_classes, split
 from updcomp.training.loop import Task, fit
 from updcomp.training.models import Model
-from updcomp.training.optimizers import every_third
 from updcomp.training.shifts import contrast_noise, random_rotation, shift_dataset
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(TrainingConfig):
     """The settings that describe a world and how its models are trained."""
 
-    dataset: str = "mnist"
-    data_dir: str | None = None
     shift: str = "rotation"
     pretrain_samples: int = 20_000
     samples: int = 5_000
     validation_samples: int = 1_000
-    model: str = "mlp"
-    learning_rate: float = 1e-3
     pretrain_epochs: int = 10
-    epochs: int = 20
-    batch_size: int = 128
-    devices: int = 1
-
-    def __post_init__(self) -> None:
-        """Checks the flags that no later step would explain.
-
-        Raises:
-          Error: a count is below 1, or there are fewer devices.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise Error(f"--{field.name}: expected at least 1, found {value}")
-        if not self.learning_rate > 0:
-            raise Error(f"--learning_rate: expected above 0, found {self.learning_rate}")
-        if self.devices > len(jax.devices()) or self.batch_size % self.devices:
-            expected = (
-                f"at most {len(jax.devices())} (those that jax sees) and a divisor of --batch_size={self.batch_size}"
-            )
-            raise Error(f"--devices: expected {expected}, found {self.devices}")
 
 
 class World(NamedTuple):
@@ -95,7 +69,6 @@ def _noisy(dataset: Dataset, key: jax.Array) -> Dataset:
 
 
 SHIFTS: dict[str, Shift] = {"rotation": _rotated, "contrast_noise": _noisy, "classes": lambda dataset, key: dataset}
-_AUGMENTED = ("cifar10", "cifar100")
 
 
 def make(config: WorldConfig, source: Source, model: Model, seed: int) -> World:
@@ -122,23 +95,9 @@ def make(config: WorldConfig, source: Source, model: Model, seed: int) -> World:
         before = of_classes(before, range(round(0.6 * source.num_classes)))
     shift, keys = SHIFTS[config.shift], keys_of(seed)
     new, validation, test = shift(new, keys.new), shift(validation, keys.validation), shift(source.test, keys.test)
-    mesh = devices.data_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
-    task = Task(
-        apply=model.apply,
-        train=devices.replicate(new, mesh),
-        validation=devices.replicate(validation, mesh),
-        optimizer=optax.adam,
-        learning_rate=config.learning_rate,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        schedule=TENTH_EVERY_THIRD,
-        augment=crop_and_flip if config.dataset in _AUGMENTED else None,
-        mesh=mesh,
-    )
-    return World(before, task, test)
+    return World(before, trainings.task_of(config, model, new, validation), test)
 
 
-TENTH_EVERY_THIRD = every_third(0.1)
 _PRETRAIN = base.plan("deployed", base.quantised_delta(None), aux=16)
 
 
@@ -161,11 +120,11 @@ def deployed_model(config: WorldConfig, world: World, model: Model, seed: int, p
     init = model.init(keys.init, world.before.images)
     parts = base.split(init, aux=16)
     before = devices.replicate(world.before, world.task.mesh)
-    trainings = path.with_name(f"{path.name}-training")
-    task = world.task._replace(train=before, epochs=config.pretrain_epochs, checkpoints=trainings)
+    unfinished = path.with_name(f"{path.name}-training")
+    task = world.task._replace(train=before, epochs=config.pretrain_epochs, checkpoints=unfinished)
     start = {"kernels": parts.kernels, "aux": parts.aux}
     fitted = fit(keys.pretrain, task, _PRETRAIN, start, {"deployed": init}, statistics=parts.statistics)
     variables = {**_PRETRAIN.assemble(fitted.last, {"deployed": init}), **fitted.last_statistics}
     save_model(path, variables)
-    shutil.rmtree(trainings, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return variables

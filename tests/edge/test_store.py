@@ -33,7 +33,12 @@ def test_updates_are_installed_one_after_another_and_old_versions_removed(opened
         opened.install(update_of(opened.current()))
         assert values(opened) == [w + 0.5 * installed for w in model["w"].tolist()]
     assert opened.version() == 4
-    assert sorted(os.listdir(opened.path().parent)) == ["00000003.safetensors", "00000004.safetensors", "current"]
+    assert sorted(os.listdir(opened.path().parent)) == [
+        "00000001.safetensors",
+        "00000003.safetensors",
+        "00000004.safetensors",
+        "current",
+    ]
     assert files.read_model(opened.path()).metadata == {"note": "kept"}
 
 
@@ -45,6 +50,18 @@ def test_rollback_returns_to_the_version_before_and_the_next_update_starts_there
         opened.rollback()
     opened.install(update_of(model, 4))
     assert values(opened) == [w + 2 for w in model["w"].tolist()]
+
+
+def test_an_update_may_start_from_any_version_that_is_kept(opened, model):
+    for _ in range(3):
+        opened.install(update_of(opened.current()))
+    opened.install(update_of(model, 8))  # the first version, long before the current one
+    assert values(opened) == [w + 4 for w in model["w"].tolist()]
+    opened.install(update_of({"w": model["w"] + np.float32(1.5)}, -2))  # the one before the current one
+    assert values(opened) == [w + 0.5 for w in model["w"].tolist()]
+    with pytest.raises(errors.WrongBaseError):
+        opened.install(update_of({"w": model["w"] + np.float32(9)}))
+    assert opened.version() == 6
 
 
 def test_a_wrong_or_damaged_update_changes_nothing(opened, model):

@@ -84,7 +84,7 @@ def test_other_flags_in_the_same_folder_are_refused(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiment=nope"], "expected one of quickstart, compare, bench_train, bench_wire"),
+        (["--experiment=nope"], "expected one of quickstart, compare, rounds, bench_train, bench_wire"),
         (["--methods=best"], "--methods: expected some of full, partial"),
         (["--shift=flood"], "--shift: expected one of rotation"),
         (["--model=brain"], "model: expected one of mlp"),
@@ -96,6 +96,8 @@ def test_other_flags_in_the_same_folder_are_refused(finished):
         (["--epochs=abc"], "--epochs"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["--batch_size=0"], "--batch_size: expected at least 1"),
+        (["--optimizer=lion"], "--optimizer: expected one of adam, sgd"),
+        (["--schedule=never"], "--schedule: expected one of tenth"),
         (["--seeds=0"], "--seeds: expected at least 1"),
         (["--devices=99"], "--devices: expected at most"),
         (["--workdir=/proc/nothing"], "--workdir: /proc/nothing"),
@@ -166,7 +168,7 @@ def test_other_worlds_run(shift, model, tmp_path):
 
 def row(method, setting, seed, update_bytes, accuracy, validation=0.9):
     measured = (update_bytes, accuracy, 0.9, 0.5, 1.0, 0.1, 0.2, validation, 0.5)
-    return Row("quickstart", "digits", "mlp", method, setting, seed, 0, *measured)
+    return Row("quickstart", "digits", "mlp", method, setting, seed, 0, *measured, 500, False, True, accuracy, 1000)
 
 
 def test_the_conclusion_is_chosen_on_validation_data_and_told_in_test_accuracy():

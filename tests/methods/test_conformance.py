@@ -1,6 +1,7 @@
 """What every method must hold to, on real digits."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -24,6 +25,7 @@ TABLE = [
     ("partial", {"ratio": 0.02}, True),
     ("partial", {"ratio": 0.02, "scores": "global", "aux": 4}, True),
     ("partial", {"ratio": 1.0, "scores": "local", "aux": None}, True),
+    ("partial", {"ratio": 0.3, "fixed_share": 0.5, "keep_moments": True}, True),
     ("low_rank", {"rank": 1}, True),
     ("low_rank", {"rank": 4, "bits": 4, "aux": 8}, True),
     ("subspace", {"rank": 4}, True),
@@ -103,14 +105,12 @@ def test_decoding_gives_the_encoded_packet(name, options):
 def test_the_device_gets_what_the_server_computes(name, options, tmp_path):
     deployed, _ = world("mlp")
     held, update = tmp_path / "model.safetensors", tmp_path / "update"
-    protocol.save(deployed, held)
     made = make(name, options)
-    done = protocol.deliver(made, deployed, held, update)
+    done = protocol.deliver(made, protocol.save(deployed, held), update, tmp_path / "new.safetensors")
     assert done.update_bytes == update.stat().st_size == len(updcomp.encode(made, deployed))
     server = apply.apply(made, trees.to_model(deployed))
     device = trees.to_model(done.variables)
     assert all(server[leaf].tobytes() == device[leaf].tobytes() for leaf in server)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "update"]
 
 
 @pytest.mark.parametrize(("name", "options"), ROWS)
@@ -151,7 +151,6 @@ def test_an_update_is_smaller_than_the_model(name, options, small):
 
 @pytest.mark.parametrize(("name", "options"), ROWS)
 def test_training_helps(name, options):
-    """The packet is what the method found best on validation data, so it beats the deployed model there."""
     deployed, task = world("mlp")
     new = updcomp.apply(updcomp.encode(make(name, options), deployed), deployed)
 
@@ -169,6 +168,7 @@ def test_training_helps(name, options):
         ("full", {"aux": 5}, "aux"),
         ("partial", {"ratio": 0.0}, "ratio"),
         ("partial", {"ratio": 0.1, "scores": "best"}, "scores"),
+        ("partial", {"ratio": 0.1, "fixed_share": 1.0}, "fixed_share"),
         ("low_rank", {"rank": 0}, "rank"),
         ("low_rank", {"rank": 1, "bits": None}, "bits"),
         ("subspace", {"rank": 0}, "rank"),
@@ -211,12 +211,60 @@ def test_fewer_samples_than_a_batch_are_refused():
         METHODS["full"]()(jax.random.key(0), deployed, task._replace(samples=np.arange(20)))
 
 
-def test_partial_sends_nothing_where_nothing_helps():
-    """A learning rate of zero finds nothing better than the deployed model."""
+@pytest.mark.parametrize("ratio", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize("options", [{}, {"fixed_share": 0.3}, {"scores": "local", "keep_moments": True}], ids=str)
+def test_partial_sends_its_ratio_of_all_kernels_together(ratio, options):
     deployed, task = world("mlp")
-    nothing = METHODS["partial"](ratio=0.1)(jax.random.key(0), deployed, task._replace(learning_rate=0.0))
-    assert nothing.blocks == {}
-    assert len(updcomp.encode(nothing, deployed)) <= 64
+    blocks = METHODS["partial"](ratio=ratio, **options)(jax.random.key(0), deployed, task).blocks
+    kernels = trees.kernels(deployed)
+    sent = sum(len(blocks[name].positions) for name in kernels)
+    assert sent == int(ratio * sum(kernel.size for kernel in kernels.values()))
+
+
+def test_weights_that_are_fixed_in_one_iteration_stay_fixed(monkeypatch):
+    deployed, task = world("mlp")
+    masks = []
+    train = base.train
+
+    def watched(*arguments, mask=None, **options):
+        masks.append(mask)
+        return train(*arguments, mask=mask, **options)
+
+    monkeypatch.setattr(base, "train", watched)
+    METHODS["partial"](ratio=0.1, fixed_share=0.4)(jax.random.key(0), deployed, task)
+    assert masks[0] is None
+    total = sum(kernel.size for kernel in trees.kernels(deployed).values())
+    assert [sum(int(m.sum()) for m in mask.values()) for mask in masks[1:]] == [
+        int(share * total) for share in (0.6, 0.36, 0.216, 0.1296, 0.1)
+    ]
+    for wider, narrower in itertools.pairwise(masks[1:]):
+        assert all(not jnp.any(narrower[name] & ~wider[name]) for name in wider)
+
+
+@pytest.mark.parametrize("method", ["full", "partial"])
+def test_training_starts_where_it_is_told(method):
+    """With a learning rate of zero, the model that training gives is the one it started from."""
+    deployed, task = world("mlp")
+    other = MODELS["mlp"].init(jax.random.key(7), task.train.images)
+    options = {"ratio": 1.0, "bits": 16} if method == "partial" else {}
+    packet_ = METHODS[method](start=lambda key: other, **options)(
+        jax.random.key(0), deployed, task._replace(learning_rate=0.0)
+    )
+    new = updcomp.apply(updcomp.encode(packet_, deployed), deployed)
+    for found, expected in zip(jax.tree.leaves(new), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(found, expected, atol=5e-3)  # the step has eight bits
+
+
+def test_from_a_model_of_zeros_the_global_contribution_prunes_by_magnitude():
+    deployed, task = world("mlp")
+    kernels = trees.kernels(deployed)
+    zeros = trees.replace(deployed, {name: jnp.zeros_like(kernel) for name, kernel in kernels.items()})
+    prune = METHODS["partial"](ratio=0.1, scores="global", bits=16, start=lambda key: deployed)
+    blocks = prune(jax.random.key(0), zeros, task._replace(learning_rate=0.0)).blocks
+    flat = np.concatenate([np.abs(kernel).ravel() for kernel in kernels.values()])
+    threshold = np.sort(flat)[-int(0.1 * flat.size)]
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(blocks[name].positions, np.flatnonzero(np.abs(kernel) >= threshold))
 
 
 def test_statistics_travel_with_the_aux_leaves_only():

@@ -118,6 +118,69 @@ def test_two_devices_train_to_the_same_result():
     assert len(jax.tree.leaves(shared.last)[0].sharding.device_set) == 2
 
 
+def test_the_optimizer_continues_from_the_state_it_is_given():
+    """Where gradients are zero, momentum m coasts: n steps move the weights by -rate (mu + ... + mu^n) m_0."""
+    variables, task = world()
+    start = start_of(variables)
+    momentum = functools.partial(optax.sgd, momentum=0.5)
+    flat = task._replace(optimizer=momentum, epochs=1, loss=lambda logits, labels: 0 * logits.sum())
+    fresh = momentum(1.0).init(start)
+    state = jax.tree.map(jnp.ones_like, fresh)
+    fitted = fit(jax.random.key(0), flat, DENSE, start, {"deployed": variables}, optimizer_state=state)
+    for new, old in zip(*map(jax.tree.leaves, (fitted.last, start)), strict=True):
+        np.testing.assert_allclose(new - old, np.full(old.shape, -1e-2 * (1 - 0.5**4)), rtol=1e-4, atol=1e-7)
+    for moved, given in zip(*map(jax.tree.leaves, (fitted.optimizer, state)), strict=True):
+        assert np.all(moved == 0.5**4)
+        assert np.all(given == 1)  # the caller's state is not donated
+    again = fit(jax.random.key(0), flat, DENSE, start, {"deployed": variables})
+    for new, old in zip(*map(jax.tree.leaves, (again.last, start)), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def on_the_host(dataset, folder):
+    """The same samples with their images in a file."""
+    np.save(folder / "images.npy", dataset.images)
+    return data.Dataset(np.load(folder / "images.npy", mmap_mode="r"), np.asarray(dataset.labels))
+
+
+@pytest.mark.parametrize("mesh", [None, devices.data_mesh()], ids=["one device", "mesh"])
+@pytest.mark.parametrize("batches", [1, 3, 100])
+def test_images_on_the_host_train_to_the_same_weights_bit_for_bit(batches, mesh, tmp_path, monkeypatch):
+    """Four batches an epoch, in chunks of one, of three (the last one is not full) and of all."""
+    variables, task = world()
+    task = task._replace(samples=np.arange(10, 190), augment=crop_and_flip, mesh=mesh)
+    monkeypatch.setattr(loop, "CHUNK_BYTES", batches * 50 * 64 + 63)
+    chunks = []
+    gather = loop._gather
+    monkeypatch.setattr(loop, "_gather", lambda *args: chunks.append(gather(*args)) or chunks[-1])
+    results = []
+    for train in (devices.replicate(task.train, mesh), on_the_host(task.train, tmp_path)):
+        assert not chunks
+        placed = task._replace(train=train, validation=jax.tree.map(np.asarray, task.validation))
+        results.append(fit(jax.random.key(0), placed, DENSE, start_of(variables), {"deployed": variables}))
+    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(one, two)
+    images = [chunk for chunk in chunks if chunk.ndim == 4]
+    assert {len(chunk) for chunk in images} == {50 * min(batches, 4)}
+    assert len(images) == task.epochs * -(-4 // batches)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("mesh", [None, devices.data_mesh()], ids=["one device", "mesh"])
+def test_rounds_settings_and_continued_trainings_compile_once(streamed, mesh):
+    variables, task = world()
+    train = jax.tree.map(np.asarray, task.train) if streamed else devices.replicate(task.train, mesh)
+    task = task._replace(train=train, mesh=mesh)
+    plan = base.plan("counted", base.quantised_delta(None), 16)
+    first = fit(jax.random.key(0), task, plan, start_of(variables), {"deployed": variables})
+    changed = task._replace(samples=np.arange(60), learning_rate=1e-3, epochs=2)
+    state = first.optimizer
+    fit(jax.random.key(1), changed, plan, first.last, {"deployed": variables}, optimizer_state=state)
+    options = (task.optimizer, task.loss, task.schedule, task.augment, task.mesh)
+    for compiled in (loop._compiled_steps(plan, MODEL.apply, *options), loop._compiled_validation(plan, MODEL.apply)):
+        assert compiled._cache_size() == 1
+
+
 class Killed(Exception):
     pass
 

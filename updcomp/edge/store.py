@@ -1,7 +1,9 @@
 """Versions of a model in a folder, one of them current; a crash at any point leaves a valid current one."""
 
 import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from updcomp.edge import files
@@ -11,7 +13,10 @@ _POINTER = "current"
 
 
 class Store:
-    """A folder with the last few versions of a model and a file that names the current one.
+    """A folder with the first and the last few versions of a model and a file that names the current one.
+
+    An update may start from any version that is kept: its fingerprint says which. The first one always is, since a
+    server that starts anew makes its updates relative to that.
 
     A version is written, synced and renamed before the pointer is replaced, and older versions are removed after that:
     whichever of these steps a crash interrupts, the pointer names a whole file.
@@ -22,7 +27,7 @@ class Store:
 
         Args:
           folder: it is made by `initialise`.
-          keep: number of versions to keep, the current one included; at least 1.
+          keep: number of latest versions to keep, the current one included; at least 1.
         """
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, found {keep}")
@@ -63,7 +68,7 @@ class Store:
         return files.read_model(self.path()).model
 
     def install(self, update: bytes) -> None:
-        """Applies an update to the current version and makes the result current.
+        """Applies an update to the version that it starts from and makes the result current.
 
         Args:
           update: an update file's bytes.
@@ -73,7 +78,8 @@ class Store:
         """
         version = self.version()
         old = files.read_model(self._path(version))
-        self._add(version + 1, old._replace(model=container.apply_update(update, old.model)))
+        new = container.apply_to_any(update, itertools.chain([old.model], self._earlier(version)))
+        self._add(version + 1, old._replace(model=new))
 
     def rollback(self) -> None:
         """Makes the version before the current one current again, and removes the current one.
@@ -86,6 +92,11 @@ class Store:
             raise errors.FileError(f"{self._folder}: expected a version before {version}, found none")
         self._point_to(version - 1)
 
+    def _earlier(self, version: int) -> Iterator[dtypes.Model]:
+        """The models kept from before a version, latest first."""
+        paths = sorted(self._folder.glob("*.safetensors"), reverse=True)
+        return (files.read_model(path).model for path in paths if path < self._path(version))
+
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.safetensors"
 
@@ -95,7 +106,7 @@ class Store:
 
     def _point_to(self, version: int) -> None:
         files.replace_file(self._folder / _POINTER, lambda file: file.write(b"%d" % version))
-        kept = {self._path(number) for number in range(version - self._keep + 1, version + 1)}
+        kept = {self._path(number) for number in (1, *range(version - self._keep + 1, version + 1))}
         for path in self._folder.glob("*.safetensors"):
             if path not in kept:
                 # The switch is done; a version that cannot be removed only takes space.

@@ -1,6 +1,5 @@
 """What methods share: the parts of a deployed model that train, and the blocks that carry aux leaves and deltas."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp import delta, quantize, trees
-from updcomp.training.data import Dataset
-from updcomp.training.evaluation import count_correct
 from updcomp.training.loop import Fitted, Plan, Task, fit
-from updcomp.training.models import Apply
 from updcomp.trees import PyTree
-from updcomp.wire import apply
 from updcomp.wire.errors import Error
 from updcomp.wire.packet import Block, Dense, Half, Packet, Raw
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
-"""(key, deployed, task) -> packet: trains an update of the deployed model on the task."""
+"""(key, deployed, task) -> packet: trains an update of the deployed model on the task.
+
+Whether it is worth sending is the protocol's decision."""
+
+Start = Callable[[jax.Array], PyTree]
+"""key -> the model that training starts from where it is not the deployed one."""
 
 AUX_BITS = (None, 4, 8, 16)
 
@@ -96,6 +96,7 @@ def train(
     *,
     rate: float,
     mask: dict[str, jax.Array] | None = None,
+    optimizer_state: Any = None,
     **frozen: PyTree,
 ) -> Fitted:
     """Trains a plan of `plan` from the deployed model; see `training.loop.fit`.
@@ -109,6 +110,7 @@ def train(
       kernels: where the trainable kernels' part starts.
       rate: multiplies the task's learning rate.
       mask: booleans by kernel name, True = sent, for a plan whose optimizer is `masked`; aux leaves move freely.
+      optimizer_state: where the optimizer starts; default fresh.
       **frozen: what the plan reads besides the deployed model.
 
     Returns:
@@ -124,6 +126,7 @@ def train(
         {"deployed": deployed, **frozen},
         statistics=parts.statistics,
         learning_rate=rate * task.learning_rate,
+        optimizer_state=optimizer_state,
     )
 
 
@@ -202,30 +205,3 @@ def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
     if np.all(np.isfinite(result)) and not (positive and np.any(result <= 0)):
         return block
     return Raw(new.astype(old.dtype))
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled_count(model: Apply) -> Callable[[PyTree, Dataset], jax.Array]:
-    return jax.jit(functools.partial(count_correct, model))
-
-
-def accepted(packet: Packet, deployed: PyTree, task: Task) -> Packet:
-    """The packet, or an empty one where the model that it really makes does not beat the deployed one.
-
-    Both are counted on the validation set, and the new one is what the wire's own code makes of the packet: rounding
-    after training counts.
-
-    Args:
-      packet: what a method would send.
-      deployed: the model that the device holds.
-      task: has the validation set.
-
-    Returns:
-      The packet or `Packet({})`.
-
-    Paper: Qu et al., Deep Partial Updating (ECCV 2022), step 7: if nothing beats what the device holds, send nothing.
-    """
-    count = _compiled_count(task.apply)  # type: ignore[arg-type]
-    new = trees.from_model(apply.apply(packet, trees.to_model(deployed)), deployed)
-    better = count(new, task.validation) > count(deployed, task.validation)
-    return packet if better else Packet({})

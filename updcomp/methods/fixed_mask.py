@@ -95,6 +95,6 @@ def _fixed_mask(
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for leaf_name, kernel in fitted.trainable["kernels"].items():
             blocks[leaf_name] = block(*base.delta_integers(parts.kernels[leaf_name], kernel, bits, mask[leaf_name]))
-        return base.accepted(Packet(blocks, seed), deployed, task)
+        return Packet(blocks, seed)
 
     return method

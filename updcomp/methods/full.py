@@ -8,13 +8,16 @@ from updcomp.trees import PyTree, to_model
 from updcomp.wire.packet import Block, Dense, Packet, Raw
 
 
-def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) -> base.Method:
+def full(
+    *, bits: int | None = None, aux: int | None = 16, rate: float = 1.0, start: base.Start | None = None
+) -> base.Method:
     """Sends every weight: raw, or as entropy-coded integers that training has rounded straight-through.
 
     Args:
       bits: of each weight's delta; None sends the new weights as they are.
       aux: bits of the aux leaves' deltas, which are raw as well if `bits` is None; None leaves them as deployed.
       rate: multiplies the task's learning rate.
+      start: the model that training starts from; default the deployed one.
 
     Returns:
       A method.
@@ -27,14 +30,15 @@ def full(*, bits: int | None = None, aux: int | None = 16, rate: float = 1.0) ->
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        fitted = base.train(key, task, plan, deployed, parts, parts.kernels, rate=rate)
+        initial = base.split(start(key), aux=aux) if start else parts
+        fitted = base.train(key, task, plan, deployed, initial, initial.kernels, rate=rate)
         if bits is None:
             new = model_of(plan, fitted.trainable, {"deployed": deployed}, fitted.statistics)
-            return base.accepted(Packet(_raw(deployed, new)), deployed, task)
+            return Packet(_raw(deployed, new))
         blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
         for name, kernel in fitted.trainable["kernels"].items():
             blocks[name] = Dense(*base.delta_integers(parts.kernels[name], kernel, bits))
-        return base.accepted(Packet(blocks), deployed, task)
+        return Packet(blocks)
 
     return method
 

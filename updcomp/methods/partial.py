@@ -3,12 +3,15 @@
 Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from updcomp import contribution, delta, selection
 from updcomp.methods import base
-from updcomp.training.loop import Task
+from updcomp.training.loop import Fitted, Task
 from updcomp.training.optimizers import masked
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
@@ -25,51 +28,115 @@ def partial(
     aux: int | None = 16,
     rate: float = 1.0,
     sparse_rate: float = 10.0,
+    start: base.Start | None = None,
+    fixed_share: float | None = None,
+    keep_moments: bool = False,
 ) -> base.Method:
     """Sends the weights with the largest contribution to the loss reduction, after training them once more alone.
+
+    With `start` and a deployed model whose kernels are zero, `scores="global"` is magnitude pruning: the squared
+    change is the squared weight, and rewinding sets the rest to zero.
 
     Args:
       ratio: updating ratio, the share of all kernels' weights that is sent, above 0 and at most 1.
       scores: which contribution ranks the weights: "combined" (DPU), "global" (GCPU) or "local" (LCPU).
-      bits: of each sent weight's delta, rounded straight-through in the sparse training.
+      bits: of each sent weight's delta, rounded straight-through in the last sparse training.
       aux: bits of the aux leaves' deltas; None leaves them as deployed.
       rate: multiplies the task's learning rate in the full training.
       sparse_rate: multiplies it in the sparse training, where fewer weights have to move further.
+      start: the model that the full training starts from; default the deployed one.
+      fixed_share: fixes this share of the weights that may still move, trains, and so on until `ratio` of all is left
+        (the iterative variant, for one large round); default: all that are not sent at once.
+      keep_moments: the sparse training goes on with the optimizer's state of the full one; default fresh.
 
     Returns:
-      A method whose packet is empty if nothing it found beats the deployed model on the validation set.
+      A method.
 
     Raises:
       Error: an option is out of range.
 
-    Paper: Deep Partial Updating, algorithm 1, for one round. Unlike the authors' code, the sparse training starts with
-    fresh optimizer moments, and gradients are recorded without weight decay.
+    Paper: Deep Partial Updating, algorithm 1, for one round. The authors keep the moments, train at `sparse_rate=1`,
+    and record gradients that contain weight decay; here the local contribution is that of the loss itself.
     """
     base.check_options(bits=bits, aux=aux)
-    selection.budget(ratio, 1)
     if scores not in GLOBAL_SHARE:
         raise Error(f"scores: expected one of {sorted(GLOBAL_SHARE)}, found {scores!r}")
-    full_plan = base.plan("partial-full", base.quantised_delta(None), aux, wrap=contribution.record)
+    ratios = narrowing(ratio, fixed_share)
+    unrounded = base.quantised_delta(None)
+    full_plan = base.plan("partial-full", unrounded, aux, wrap=contribution.record)
+    narrow_plan = base.plan("partial-narrow", unrounded, aux, wrap=lambda inner: contribution.record(masked(inner)))
     sparse_plan = base.plan("partial-sparse", base.quantised_delta(bits), aux, wrap=masked)
 
-    @jax.jit
-    def select(old: PyTree, new: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:
-        combined = contribution.combine(contribution.squared_change(old, new), local, GLOBAL_SHARE[scores])
-        mask = selection.top_ratio(combined, ratio)
-        return mask, delta.rewind(old, new, mask)
+    def select(old: PyTree, fitted: Fitted, mask: PyTree | None, ratio: float) -> PyTree:
+        local = fitted.optimizer.local["kernels"]
+        combined = contribution.combine(
+            contribution.squared_change(old, fitted.last["kernels"]), local, GLOBAL_SHARE[scores]
+        )
+        if mask is not None:
+            combined = jax.tree.map(lambda c, m: jnp.where(m, c, -jnp.inf), combined, mask)
+        return selection.top_ratio(combined, ratio)
+
+    compiled_select = jax.jit(select, static_argnums=3)
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        full_key, sparse_key = jax.random.split(key)
-        full = base.train(full_key, task, full_plan, deployed, parts, parts.kernels, rate=rate)
-        mask, rewound = select(parts.kernels, full.last["kernels"], full.optimizer.local["kernels"])
-        moved = parts._replace(aux=full.last["aux"], statistics=full.last_statistics)
-        sparse = base.train(sparse_key, task, sparse_plan, deployed, moved, rewound, rate=sparse_rate, mask=mask)
-        blocks: dict[str, Block] = base.aux_blocks(deployed, sparse, aux)
-        for name, kernel in sparse.trainable["kernels"].items():
+        initial = base.split(start(key), aux=aux) if start else parts
+        full_key, *sparse_keys = jax.random.split(key, 1 + len(ratios))
+        fitted = base.train(full_key, task, full_plan, deployed, initial, initial.kernels, rate=rate)
+        mask: PyTree = None
+        for number, (sparse_key, share) in enumerate(zip(sparse_keys, ratios, strict=True), 1):
+            last = number == len(ratios)
+            mask = compiled_select(parts.kernels, fitted, mask, share)
+            fitted = base.train(
+                sparse_key,
+                task if task.checkpoints is None else task._replace(checkpoints=task.checkpoints / f"{number}"),
+                sparse_plan if last else narrow_plan,
+                deployed,
+                parts._replace(aux=fitted.last["aux"], statistics=fitted.last_statistics),
+                delta.rewind(parts.kernels, fitted.last["kernels"], mask),
+                rate=sparse_rate,
+                mask=mask,
+                optimizer_state=_moments(fitted.optimizer, recorded=not last) if keep_moments else None,
+            )
+        blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
+        for name, kernel in fitted.trainable["kernels"].items():
             sent = np.asarray(mask[name])
             values, step = base.delta_integers(parts.kernels[name], kernel, bits, sent)
             blocks[name] = Sparse(np.flatnonzero(sent), values, step)
-        return base.accepted(Packet(blocks), deployed, task)
+        return Packet(blocks)
 
     return method
+
+
+def _moments(state: contribution.RecordState, *, recorded: bool) -> Any:
+    """The state of the recorded optimizer, for one that is recorded from now on or for one that is not."""
+    return state._replace(local=jax.tree.map(jnp.zeros_like, state.local)) if recorded else state.inner
+
+
+def narrowing(ratio: float, fixed_share: float | None) -> list[float]:
+    """The shares of all weights that may move in the sparse trainings, one after another.
+
+    Args:
+      ratio: the last of them, above 0 and at most 1.
+      fixed_share: the share of what may move that is fixed each time, in (0, 1); None: all at once.
+
+    Returns:
+      (1 - fixed_share)^i while that is above `ratio`, then `ratio`.
+
+    Raises:
+      Error: an argument is out of range.
+
+    Paper: Deep Partial Updating, iterative rewinding; its share is 0.2.
+
+    >>> narrowing(0.5, 0.2)
+    [0.8, 0.64, 0.512, 0.5]
+    """
+    selection.budget(ratio, 1)
+    if fixed_share is None:
+        return [ratio]
+    if not 0 < fixed_share < 1:
+        raise Error(f"fixed_share: expected above 0 and below 1, found {fixed_share}")
+    count = 0
+    while (1 - fixed_share) ** (count + 1) > ratio:
+        count += 1
+    return [*(round((1 - fixed_share) ** i, 9) for i in range(1, count + 1)), ratio]

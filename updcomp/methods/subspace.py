@@ -55,6 +55,6 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
             step = float(quantize.dynamic_step(matrix, bits))
             values, step = quantize.to_integers(np.asarray(matrix), bits, step=step)
             blocks[name] = Coefficients(values, max(values.shape), step)
-        return base.accepted(Packet(blocks), deployed, task)
+        return Packet(blocks)
 
     return method

@@ -52,8 +52,11 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     Returns:
       The same tree of `jax.Array`; a leaf that is in its place already is not copied.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    return jax.device_put(tree, everywhere)
+    if mesh is not None:
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    # Said aloud, so that arrays from everywhere meet compiled functions alike and compile them once.
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.device_put(tree, device)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:

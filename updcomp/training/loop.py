@@ -1,12 +1,12 @@
 """The one training loop: compiled, donated epochs that train whatever a method sends.
 
 A method says in a `Plan` how its trained leaves become a model; the loop does the rest. Everything that differs between
-rounds, seeds and settings is an argument of the compiled epoch, so it is compiled once per method.
+rounds, seeds and settings is an argument of the compiled functions, so they are compiled once per method.
 """
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from updcomp.trees import PyTree
 from updcomp.wire.errors import Error, NonFiniteError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+CHUNK_BYTES = 2**28  # of images that come to the devices at once, where the host holds the dataset
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,7 +37,7 @@ class Task(NamedTuple):
     """What a method trains on, and how."""
 
     apply: Apply  # (variables, images, train=) -> (logits, updated statistics)
-    train: Dataset  # all training samples, placed on the device once
+    train: Dataset  # all training samples: on the devices (fast), or in NumPy arrays on the host, then streamed
     validation: Dataset  # chooses the best epoch; never the test set
     optimizer: OptimizerFactory  # learning rate -> optax transformation
     learning_rate: float  # at the start of each training; methods may scale it
@@ -51,7 +52,7 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a method trains: static and made once, since a compiled epoch belongs to each plan."""
+    """How a method trains: static and made once, since compiled functions belong to each plan."""
 
     name: str  # the method, for error messages and checkpoints
     assemble: Callable[[PyTree, dict[str, PyTree]], PyTree]  # (trainable, frozen) -> variables of the model
@@ -85,7 +86,7 @@ class Fitted(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """The learning-rate schedule of one training: dynamic arguments of the compiled epoch."""
+    """The learning-rate schedule of one training: dynamic arguments of the compiled steps."""
 
     learning_rate: jax.Array  # float32 scalar at the start
     steps: jax.Array  # float32 scalar: all steps of the training
@@ -100,6 +101,7 @@ def fit(
     *,
     statistics: dict[str, PyTree] | None = None,
     learning_rate: float | None = None,
+    optimizer_state: optax.OptState | None = None,
 ) -> Fitted:
     """Trains a method's leaves for the task's epochs and keeps the best epoch on the validation set.
 
@@ -112,6 +114,8 @@ def fit(
         arguments of the optimizer (such as `mask`).
       statistics: the model's batch statistics at the start.
       learning_rate: default: the task's.
+      optimizer_state: where the optimizer's state starts, such as `Fitted.optimizer` of an earlier training with this
+        plan; default fresh.
 
     Returns:
       `Fitted`.
@@ -124,19 +128,18 @@ def fit(
     if len(samples) < task.batch_size:
         expected = f"expected at most the number of training samples, {len(samples)}"
         raise Error(f"batch_size: {expected}, found {task.batch_size}; use a smaller batch or more samples")
-    batches = -(-len(samples) // task.batch_size)
     rate = task.learning_rate if learning_rate is None else learning_rate
-    run = functools.partial(
-        _compiled_epoch(plan, task.apply, task.optimizer, task.loss, task.schedule, task.augment, task.mesh),  # type: ignore[arg-type]
-        frozen=devices.replicate(frozen, task.mesh),
-        train=task.train,
-        validation=task.validation,
-        rates=Rates(jnp.float32(rate), jnp.float32(batches * task.epochs)),
+    frozen = devices.replicate(frozen, task.mesh)
+    steps = functools.partial(
+        _compiled_steps(plan, task.apply, task.optimizer, task.loss, task.schedule, task.augment, task.mesh),  # type: ignore[arg-type]
+        frozen=frozen,
+        rates=Rates(jnp.float32(rate), jnp.float32(-(-len(samples) // task.batch_size) * task.epochs)),
         key=key,
     )
-    state = devices.replicate(_start(plan, task, trainable, statistics or {}), task.mesh)
-    order = np.zeros((-(-len(task.train.labels) // task.batch_size), task.batch_size), np.int32)
-    state = run(state, epoch=np.int32(0), order=order, batches=np.int32(0))
+    validation = devices.replicate(task.validation, task.mesh)
+    validate = functools.partial(_compiled_validation(plan, task.apply), frozen=frozen, validation=validation)  # type: ignore[arg-type]
+    state = devices.replicate(_start(plan, task, trainable, statistics or {}, optimizer_state), task.mesh)
+    state = validate(state, epoch=np.int32(0))
     start_correct = int(state.best_correct)
     saved = Checkpoints(task.checkpoints / plan.name) if task.checkpoints else None
     done = 0
@@ -144,8 +147,10 @@ def fit(
         done, state = found
     last_save = time.monotonic()
     for epoch in range(done, task.epochs):
-        order[:batches] = _shuffled(key, epoch, samples, task.batch_size)
-        state = run(state, epoch=np.int32(epoch + 1), order=order, batches=np.int32(batches))
+        for portion in _portions(task, _shuffled(key, epoch, samples, task.batch_size)):
+            state.step.block_until_ready()  # so that at most two chunks are on the device
+            state = steps(state, **portion)
+        state = validate(state, epoch=np.int32(epoch + 1))
         if (failed := int(state.failed_step)) >= 0:
             raise NonFiniteError(
                 f"{plan.name}: the loss or a weight is not finite at step {failed}; lower the learning rate ({rate})"
@@ -158,16 +163,24 @@ def fit(
     return Fitted(best, best_statistics, *last, state.optimizer, int(state.best_correct), start_correct)
 
 
-def _start(plan: Plan, task: Task, trainable: PyTree, statistics: dict[str, PyTree]) -> State:
+def _start(
+    plan: Plan,
+    task: Task,
+    trainable: PyTree,
+    statistics: dict[str, PyTree],
+    optimizer_state: optax.OptState | None,
+) -> State:
     """The state before the first step; nothing in it shares a buffer, since all of it is donated."""
 
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
+    if optimizer_state is None:
+        optimizer_state = plan.wrap(with_learning_rate(task.optimizer)).init(trainable)
     return State(
         trainable=copy(trainable),
         statistics=copy(statistics),
-        optimizer=plan.wrap(with_learning_rate(task.optimizer)).init(trainable),
+        optimizer=copy(optimizer_state),
         step=jnp.int32(0),
         failed_step=jnp.int32(-1),
         best=(copy(trainable), copy(statistics)),
@@ -182,6 +195,34 @@ def _shuffled(key: jax.Array, epoch: int, samples: np.ndarray, batch_size: int) 
     return np.resize(generator.permutation(samples), (-(-len(samples) // batch_size), batch_size))
 
 
+def _portions(task: Task, order: np.ndarray) -> Iterator[dict[str, Any]]:
+    """An epoch as arguments of the compiled steps, whose shapes are the same whatever the number of samples.
+
+    One portion where the images are on devices. Images on the host come chunk by chunk in the epoch's order, each
+    gathered while the devices still compute on the one before.
+    """
+    images, labels = task.train
+    size = -(-len(labels) // task.batch_size)
+    if not isinstance(images, np.ndarray):
+        rows = np.zeros((size, task.batch_size), np.int32)
+        rows[: len(order)] = order
+        yield {"train": task.train, "order": rows, "batches": np.int32(len(order))}
+        return
+    size = min(size, max(1, CHUNK_BYTES // (task.batch_size * images[:1].nbytes)))
+    gathered = np.arange(size * task.batch_size, dtype=np.int32).reshape(size, task.batch_size)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        chunk = Dataset(*(_gather(part, rows.ravel(), gathered.size) for part in (images, np.asarray(labels))))
+        yield {"train": devices.replicate(chunk, task.mesh), "order": gathered, "batches": np.int32(len(rows))}
+
+
+def _gather(array: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
+    """These rows of an array, then zeros up to `size` rows."""
+    out = np.zeros((size, *array.shape[1:]), array.dtype)
+    np.take(array, rows, axis=0, out=out[: len(rows)], mode="clip")  # the default mode copies once more
+    return out
+
+
 def model_of(plan: Plan, trainable: PyTree, frozen: dict[str, PyTree], statistics: dict[str, PyTree]) -> PyTree:
     """The variables of the model that a plan makes of trained leaves, with its statistics."""
     variables = plan.assemble(trainable, frozen)
@@ -189,7 +230,7 @@ def model_of(plan: Plan, trainable: PyTree, frozen: dict[str, PyTree], statistic
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled_epoch(
+def _compiled_steps(
     plan: Plan,
     apply: Apply,
     factory: OptimizerFactory,
@@ -198,7 +239,7 @@ def _compiled_epoch(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
     mesh: jax.sharding.Mesh | None,
 ) -> Callable[..., State]:
-    """One epoch over `batches` rows of `order`, then validation, as one compiled function that donates its state."""
+    """One step for each of the first `batches` rows of `order`, as one compiled function that donates its state."""
     optimizer = plan.wrap(with_learning_rate(factory))
 
     def objective(trainable: PyTree, statistics: Any, frozen: Any, images: jax.Array, labels: jax.Array) -> Any:
@@ -228,34 +269,30 @@ def _compiled_epoch(
             failed_step=jnp.where(failed, state.step, state.failed_step),
         )
 
-    def epoch(
-        state: State,
-        *,
-        frozen: dict[str, PyTree],
-        train: Dataset,
-        validation: Dataset,
-        rates: Rates,
-        key: jax.Array,
-        epoch: jax.Array,
-        order: jax.Array,
-        batches: jax.Array,
-    ) -> State:
-        body = functools.partial(step, frozen=frozen, train=train, order=order, rates=rates, key=key)
-        state = jax.lax.fori_loop(0, batches, body, state)
+    def steps(state: State, *, batches: jax.Array, **rest: Any) -> State:
+        return jax.lax.fori_loop(0, batches, functools.partial(step, **rest), state)
+
+    return jax.jit(steps, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled_validation(plan: Plan, apply: Apply) -> Callable[..., State]:
+    """The end of an epoch, as one compiled function that donates its state: checks the weights and keeps the best."""
+
+    def validate(state: State, *, frozen: dict[str, PyTree], validation: Dataset, epoch: jax.Array) -> State:
         # The loss before each step cannot tell that the last one diverged.
         leaves = jax.tree.leaves((state.trainable, state.statistics))
         finite = jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)])
         failed = (state.failed_step < 0) & ~finite.all()
-        state = state._replace(failed_step=jnp.where(failed, state.step - 1, state.failed_step))
-        variables = model_of(plan, state.trainable, frozen, state.statistics)
-        correct = count_correct(apply, variables, validation)
+        correct = count_correct(apply, model_of(plan, state.trainable, frozen, state.statistics), validation)
         # Among epochs that are equally good the later one is better trained, but an epoch must beat the start.
         better = (correct > state.best_correct) | ((correct == state.best_correct) & (state.best_epoch > 0))
         current = (state.trainable, state.statistics)
         return state._replace(
+            failed_step=jnp.where(failed, state.step - 1, state.failed_step),
             best=jax.tree.map(lambda new, old: jnp.where(better, new, old), current, state.best),
             best_epoch=jnp.where(better, epoch, state.best_epoch),
             best_correct=jnp.where(better, correct, state.best_correct),
         )
 
-    return jax.jit(epoch, donate_argnums=0)
+    return jax.jit(validate, donate_argnums=0)

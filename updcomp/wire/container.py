@@ -1,5 +1,6 @@
 """An update as bytes: encoded, decoded, applied and verified. `FORMAT.md` is the specification."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from updcomp.wire import apply as apply_
@@ -83,6 +84,48 @@ def apply_update(update: bytes, base: dtypes.Model) -> dtypes.Model:
     return new
 
 
+def apply_to_any(update: bytes, bases: Iterable[dtypes.Model]) -> dtypes.Model:
+    """The model that an update makes of the one base among these that it starts from.
+
+    Args:
+      update: the file's bytes.
+      bases: models, tried in order; a lazy iterable is read no further than needed.
+
+    Returns:
+      As `apply_update`.
+
+    Raises:
+      CorruptUpdateError: as `apply_update`.
+      WrongBaseError: the update starts from none of them.
+    """
+    parts, found = header.parse(update), []
+    for base in bases:
+        found.append(fingerprint.of(base))
+        if found[-1] == parts.base:
+            break
+    _check_base(parts, *found)
+    return apply_update(update, base)
+
+
+def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Model]:
+    """The models that a chain of updates makes, each of the model before it or of the first, as its fingerprint says.
+
+    Args:
+      updates: the files' bytes, in the order in which they came.
+      first: the model that the device was deployed with.
+
+    Yields:
+      The model after each update.
+
+    Raises:
+      CorruptUpdateError, WrongBaseError: as `apply_to_any`.
+    """
+    held = first
+    for update in updates:
+        held = apply_to_any(update, (held, first))
+        yield held
+
+
 def inspect(update: bytes) -> dict[str, Any]:
     """What an update says of itself, without any model.
 
@@ -114,11 +157,11 @@ def inspect(update: bytes) -> dict[str, Any]:
     }
 
 
-def _check_base(parts: header.Update, found: bytes) -> None:
-    if found != parts.base:
+def _check_base(parts: header.Update, *found: bytes) -> None:
+    if parts.base not in found:
         raise errors.WrongBaseError(
-            f"base model: expected the one with fingerprint {parts.base.hex()}, found {found.hex()}; "
-            "apply the update to the model that it was made from"
+            f"base model: expected the one with fingerprint {parts.base.hex()}, "
+            f"found {', '.join(one.hex() for one in found)}; apply the update to the model that it was made from"
         )
 
 

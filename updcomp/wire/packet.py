@@ -86,6 +86,24 @@ class Packet(NamedTuple):
     seed: int = 0  # uint32; seeds the positions of `Seeded` blocks and the random start of `basis.of`
 
 
+def plain_bytes(update: Packet) -> int:
+    """What an update takes without any coding: four bytes for each number in it.
+
+    That is int32 positions and float32 values, the form in which partial updates are usually counted.
+
+    Args:
+      update: a packet.
+
+    Returns:
+      Bytes.
+
+    >>> plain_bytes(Packet({"w": Sparse(np.array([3, 8]), np.array([1, -1], np.int32), 0.5)}))
+    16
+    """
+    fields = (field for block in update.blocks.values() for field in block)
+    return sum(4 * field.size for field in fields if isinstance(field, np.ndarray))
+
+
 def round_step(step: float) -> float:
     """Rounds a quantisation step to the nearest one that the wire carries: a float32 with the low 16 bits zero.
 
