@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",
     "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",
+    "bench_select": "exact selection among 10 and 100 million scores, as ratios to lax.top_k and a sort",
 }
 
 

@@ -12,16 +12,19 @@ import numpy as np
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
-_LIMB = 16  # counts are pairs of uint32 limbs of this many bits: exact above 2^31 weights without 64-bit integers
-_Count = tuple[jax.Array, jax.Array]
+_LIMB = 16  # totals are pairs of uint32 limbs of this many bits: exact above 2^31 weights without 64-bit integers
+_DIGIT = 2  # bits of the threshold found in one pass, by counting at 2^bits - 1 bounds
+_NONE = np.uint32(2**32 - 1)  # a bound above every rank
+_Total = tuple[jax.Array, jax.Array]
 
 
 def top_k(scores: PyTree, k: int) -> PyTree:
     """The mask of the k largest scores over all leaves together.
 
     Ties go to the earlier leaf (in flattening order) and there to the lower index, so exactly k weights are True. The
-    threshold is found by bisecting the ordered bit pattern of the scores, and the tie bound by bisecting the index:
-    every pass is a count, summed over leaves and shards, so that nothing is sorted, gathered or copied.
+    threshold, the k-th largest score, is found digit by digit of its ordered bit pattern, and so is the last index that
+    is sent where a leaf's ties are cut: every pass is a count, summed over leaves and shards, so that nothing is
+    sorted or gathered, and stored (as the ranks of ties) only where ties are cut.
 
     Args:
       scores: a pytree of floating arrays of at most 32 bits; NaN counts as the lowest score.
@@ -44,21 +47,11 @@ def top_k(scores: PyTree, k: int) -> PyTree:
         raise Error("scores: expected leaves of less than 2^32 elements; split the larger ones")
     if k == 0 or k == total:
         return jax.tree.unflatten(structure, [jnp.full(leaf.shape, k > 0) for leaf in leaves])
-    wanted = _split(k)
-
-    def count_at_least(bound: jax.Array) -> _Count:
-        return _add([_count(_ordered(leaf) >= bound) for leaf in leaves])
-
-    threshold = _largest(count_at_least, wanted)
-    above = [_ordered(leaf) > threshold for leaf in leaves]
-    ties = [_ordered(leaf) == threshold for leaf in leaves]
-    missing = _subtract(wanted, _add([_count(mask) for mask in above]))
+    threshold = _largest(_ordered, leaves, _split(k))
     masks = []
-    for mask, tie in zip(above, ties, strict=True):
-        bound = _tie_bound(tie, missing)
-        chosen = tie & (_index(tie.shape) < bound)
-        missing = _subtract(missing, _count(chosen))
-        masks.append(mask | chosen)
+    for leaf, bound in zip(leaves, _tie_bounds(leaves, threshold, k), strict=True):
+        key = _ordered(leaf)
+        masks.append((key > threshold) | ((key == threshold) & (_rank(leaf.shape) >= bound)))
     return jax.tree.unflatten(structure, masks)
 
 
@@ -105,58 +98,89 @@ def _ordered(scores: jax.Array) -> jax.Array:
     return jnp.where(magnitude > np.uint32(0x7F800000), ~np.uint32(0xFF800000), key)
 
 
-def _index(shape: tuple[int, ...]) -> jax.Array:
-    """The flat index of every element, as uint32, built without reshaping so that shards keep theirs."""
-    index = jnp.zeros(shape, jnp.uint32)
+def _rank(shape: tuple[int, ...]) -> jax.Array:
+    """2^32 - 2 - the flat index of every element, as uint32, built without reshaping so that shards keep theirs."""
+    rank = jnp.full(shape, 2**32 - 2, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+        rank = rank - jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
         stride *= shape[axis]
-    return index
+    return rank
 
 
-def _count(mask: jax.Array) -> _Count:
-    count = jnp.sum(mask, dtype=jnp.uint32)
-    return count >> _LIMB, count & np.uint32(2**_LIMB - 1)
+def _tie_bounds(leaves: list[jax.Array], threshold: jax.Array, k: int) -> list[jax.Array]:
+    """For every leaf the rank from which scores that equal the threshold are chosen.
+
+    Of the first leaves all of these are chosen, of the last ones none; the leaf between, if there is one, is cut.
+    """
+    reached = [_counts(_ordered(leaf), [threshold, threshold + np.uint32(1)]) for leaf in leaves]
+    missing = _subtract(_split(k), _total([above for _, above in reached]))
+    whole = jnp.array(True)
+    cuts, others = [], []
+    for at_least, above in reached:
+        ties = _total([at_least - above])
+        fits = _at_least(missing, ties)
+        cuts.append(whole & ~fits)
+        whole = whole & fits
+        others.append(jnp.where(whole, np.uint32(0), _NONE))
+        rest = _subtract(missing, ties)
+        missing = jnp.where(whole, rest[0], missing[0]), jnp.where(whole, rest[1], missing[1])
+
+    def search() -> jax.Array:
+        ranks = [
+            jnp.where(cut & (_ordered(leaf) == threshold), _rank(leaf.shape), np.uint32(0))
+            for leaf, cut in zip(leaves, cuts, strict=True)
+        ]
+        return _largest(lambda rank: rank, ranks, missing)
+
+    bound = jax.lax.cond(_at_least(missing, _split(1)), search, lambda: jnp.uint32(_NONE))
+    return [jnp.where(cut, bound, other) for cut, other in zip(cuts, others, strict=True)]
 
 
-def _split(count: int) -> _Count:
+def _largest(key: Callable[[jax.Array], jax.Array], leaves: list[jax.Array], wanted: _Total) -> jax.Array:
+    """The largest uint32 bound that at least `wanted` of the leaves' keys reach, found digit by digit."""
+
+    def next_digit(i: Any, bound: jax.Array) -> jax.Array:
+        # The barrier keeps the keys inside the loop: stored outside, they would take 4 bytes per score.
+        held, bound = jax.lax.optimization_barrier((leaves, bound))
+        shift = jnp.uint32(32 - _DIGIT) - np.uint32(_DIGIT) * i.astype(jnp.uint32)
+        trials = [bound | (np.uint32(digit) << shift) for digit in range(1, 2**_DIGIT)]
+        totals = _total([jnp.stack(_counts(key(leaf), trials)) for leaf in held])
+        return bound | (jnp.sum(_at_least(totals, wanted), dtype=jnp.uint32) << shift)
+
+    return jax.lax.fori_loop(0, 32 // _DIGIT, next_digit, jnp.uint32(0))
+
+
+def _counts(keys: jax.Array, bounds: list[jax.Array]) -> list[jax.Array]:
+    """How many keys reach each bound, as uint32.
+
+    One reduction with several results: it reads the keys once, and XLA:CPU fuses it with what makes them, where it
+    stores the operand of a reduction with one result.
+    """
+    reached = [(keys >= bound).astype(jnp.uint32) for bound in bounds]
+    zeros = [np.uint32(0)] * len(bounds)
+
+    def add(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
+        return [x + y for x, y in zip(a, b, strict=True)]
+
+    return jax.lax.reduce(reached, zeros, add, range(keys.ndim))
+
+
+def _split(count: int) -> _Total:
     return jnp.uint32(count >> _LIMB), jnp.uint32(count & (2**_LIMB - 1))
 
 
-def _add(counts: list[_Count]) -> _Count:
-    high = jnp.sum(jnp.stack([high for high, _ in counts]), dtype=jnp.uint32)
-    low = jnp.sum(jnp.stack([low for _, low in counts]), dtype=jnp.uint32)
+def _total(counts: list[jax.Array]) -> _Total:
+    stacked = jnp.stack(counts)
+    high = jnp.sum(stacked >> _LIMB, axis=0, dtype=jnp.uint32)
+    low = jnp.sum(stacked & np.uint32(2**_LIMB - 1), axis=0, dtype=jnp.uint32)
     return high + (low >> _LIMB), low & np.uint32(2**_LIMB - 1)
 
 
-def _subtract(a: _Count, b: _Count) -> _Count:
+def _subtract(a: _Total, b: _Total) -> _Total:
     borrow = (a[1] < b[1]).astype(jnp.uint32)
     return a[0] - b[0] - borrow, a[1] + (borrow << _LIMB) - b[1]
 
 
-def _at_least(a: _Count, b: _Count) -> jax.Array:
+def _at_least(a: _Total, b: _Total) -> jax.Array:
     return (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] >= b[1]))
-
-
-def _largest(count: Callable[[jax.Array], _Count], wanted: _Count) -> jax.Array:
-    """The largest uint32 bound whose count still reaches `wanted`; counts fall as the bound rises."""
-
-    def halve(i: Any, bound: jax.Array) -> jax.Array:
-        trial = bound | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(_at_least(count(trial), wanted), trial, bound)
-
-    return jax.lax.fori_loop(0, 32, halve, jnp.uint32(0))
-
-
-def _tie_bound(tie: jax.Array, wanted: _Count) -> jax.Array:
-    """The index below which the first `wanted` of a leaf's ties lie; all of them where it has no more than that."""
-
-    def search() -> jax.Array:
-        def halve(i: Any, bound: jax.Array) -> jax.Array:
-            trial = bound | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-            return jnp.where(_at_least(wanted, _count(tie & (_index(tie.shape) < trial))), trial, bound)
-
-        return jax.lax.fori_loop(0, 32, halve, jnp.uint32(0))
-
-    return jax.lax.cond(_at_least(wanted, _count(tie)), lambda: jnp.uint32(2**32 - 1), search)

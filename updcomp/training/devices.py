@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -55,8 +56,8 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is not None:
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
     # Said aloud, so that arrays from everywhere meet compiled functions alike and compile them once.
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    return jax.device_put(tree, device)
+    (default,) = jnp.zeros(()).devices()
+    return jax.device_put(tree, default)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
