@@ -66,6 +66,43 @@ def test_on_the_cpu_it_is_products_and_elsewhere_the_backend_s_own_forwards_and_
     assert products_in(gradients, images, kernel, platform="tpu") == (True, False)
 
 
+DEPTHWISE = [
+    ((2, 8, 8, 3), (3, 3, 1, 3), (1, 1), "SAME"),
+    ((2, 9, 7, 4), (3, 3, 1, 4), (2, 2), "SAME"),
+    ((1, 8, 6, 2), (5, 2, 1, 2), (1, 3), "VALID"),
+    ((2, 6, 6, 3), (3, 3, 1, 3), (2, 1), ((1, 0), (2, 1))),
+    ((2, 1, 1, 3), (3, 3, 1, 3), (2, 2), "SAME"),
+]
+
+
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_one_kernel_per_channel_is_that_of_lax_and_so_are_its_gradients(case):
+    images, kernel = random(case)
+    options = {"dimension_numbers": LAYOUT, "feature_group_count": images.shape[-1]}
+
+    def loss(images, kernel, function):
+        out = function(images, kernel, *case[2:], **options)
+        return jnp.sum(jnp.sin(out)), out
+
+    def value_and_gradients(function):
+        return jax.jit(jax.grad(lambda x, k: loss(x, k, function), (0, 1), has_aux=True))(images, kernel)
+
+    ours, theirs = value_and_gradients(convolve), value_and_gradients(reference)
+    for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_one_kernel_per_channel_is_no_convolution_on_the_cpu_and_the_backend_s_own_elsewhere():
+    images, kernel = random(DEPTHWISE[0])
+
+    def gradients(images, kernel):
+        options = {"dimension_numbers": LAYOUT, "feature_group_count": 3}
+        return jax.grad(lambda x, k: jnp.sum(convolve(x, k, (1, 1), "SAME", **options) ** 2), (0, 1))(images, kernel)
+
+    assert products_in(gradients, images, kernel, platform="cpu") == (False, False)
+    assert products_in(gradients, images, kernel, platform="cuda") == (True, False)
+
+
 @pytest.mark.parametrize("options", [
     {"rhs_dilation": (2, 2)},
     {"lhs_dilation": (2, 1)},

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 
 from updcomp.training import models
-from updcomp.training.models import MODELS, by_name, mlp, resnet, vgg
+from updcomp.training.models import MODELS, by_name, mlp, mobilenet_v1, resnet, vgg
 from updcomp.wire.errors import Error
 
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 8, 8, 3))
 SMALL = {
     "mlp": mlp(hidden=(16, 12), num_classes=5),
+    "mlp_bn": mlp(hidden=(16, 12), batch_norm=True, num_classes=5),
     "vgg": vgg(stages=((4, 6), (8,)), dense=(10,), num_classes=5),
     "resnet": resnet(depth=8, num_classes=5),
+    "mobilenet_v1": mobilenet_v1(width=0.25, num_classes=5),
 }
 
 
 @pytest.fixture(scope="module", params=SMALL)
 def case(request):
     model = SMALL[request.param]
-    return model, model.init(jax.random.key(0), IMAGES)
+    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
 
 
 def count(variables):
@@ -77,6 +79,7 @@ def test_init_depends_on_the_key_and_on_the_shape_alone():
 
 @pytest.mark.parametrize(("name", "image", "parameters"), [
     ("mlp", (28, 28, 1), 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10),
+    ("mlp_bn", (28, 28, 1), 784 * 512 + 2 * 512 + 512 * 512 + 2 * 512 + 512 * 10 + 10),
     ("cnn", (8, 8, 1), 9 * 16 + 32 + 9 * 16 * 32 + 64 + 128 * 64 + 128 + 64 * 10 + 10),
     ("vgg", (32, 32, 3), 14_029_706),
     ("resnet20", (32, 32, 3), 269_722),
@@ -90,10 +93,28 @@ def test_models_by_name_have_the_published_sizes(name, image, parameters):
     assert logits.shape == (2, 10)
 
 
+def test_mobilenet_v1_has_the_published_layers_and_sizes():
+    """Keras' MobileNet, which is the authors' own, has 4,231,976 trained parameters and 21,888 statistics."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    model = by_name("mobilenet_v1", num_classes=1000)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert count(variables) == 4_231_976
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"])) == 21_888
+    halved = jax.eval_shape(mobilenet_v1(width=0.5).init, jax.random.key(0), image)
+    assert count(halved) == 1_331_592
+    cost = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, image).cost_analysis()
+    assert 2 * 569e6 < cost["flops"] < 2 * 569e6 * 1.1  # 569 million multiply-adds, and the batch norms
+
+
+def test_a_width_without_channels_is_an_error():
+    with pytest.raises(Error, match="width: expected at least 1/32, .* found 0.01"):
+        mobilenet_v1(width=0.01)
+
+
 def test_an_unknown_model_is_an_error_that_lists_the_names():
-    with pytest.raises(Error, match="expected one of mlp, cnn, vgg, resnet20, resnet56, found 'resnet'"):
+    with pytest.raises(Error, match="expected one of mlp, mlp_bn, cnn, .*, mobilenet_v1, found 'resnet'"):
         by_name("resnet", num_classes=10)
-    assert len(MODELS) == 5
+    assert len(MODELS) == 7
 
 
 @pytest.mark.parametrize("depth", [2, 9, 18, 54])

@@ -1,12 +1,15 @@
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from updcomp.training import data
+from updcomp.training import prepared as prepared_module
 from updcomp.wire.errors import DatasetError
 
 FOLDER = Path(os.environ.get("UPDCOMP_DATA_DIR") or Path(__file__).parents[3] / "shared" / "tfds")
@@ -74,13 +77,13 @@ def test_a_dataset_without_labels_is_not_classification(tmp_path):
         data.load("mnist", data_dir=folder)
 
 
-def test_images_of_many_sizes_are_an_error(tmp_path):
+def test_images_of_many_sizes_with_other_channels_are_an_error(tmp_path):
     def any_size(content):
         features = content["featuresDict"]["features"]
-        features["image"]["image"]["shape"]["dimensions"] = ["-1", "-1", "1"]
+        features["image"]["image"]["shape"]["dimensions"] = ["-1", "-1", "4"]
 
     folder = edited(tmp_path, "mnist", "features.json", any_size)
-    with pytest.raises(DatasetError, match=r"images of one size, found uint8 of shape \(None, None, 1\)"):
+    with pytest.raises(DatasetError, match=r"with 1 or 3 channels, found uint8 of shape \(None, None, 4\)"):
         data.load("mnist", data_dir=folder)
 
 
@@ -100,3 +103,132 @@ def test_a_dataset_without_test_samples_is_an_error(tmp_path):
     folder = edited(tmp_path, "mnist", "dataset_info.json", only_train)
     with pytest.raises(DatasetError, match="expected the splits train and test"):
         data.load("mnist", data_dir=folder)
+
+
+def gradient(h, w, channels):
+    """Smooth, as JPEG likes it, and another in each channel: RGB is not BGR, and up is not left."""
+    y, x = np.mgrid[:h, :w]
+    return np.stack([200 * y / h, 200 * x / w, 100 + 0 * y][:channels], axis=-1).round().astype(np.uint8)
+
+
+def prepare(folder, name, splits, *, channels=3):
+    """Writes a dataset as `tfds build` does, without TensorFlow: (encoded image, label) pairs by split."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    target = folder / name / "1.0.0"
+    target.mkdir(parents=True)
+    image = tfds.features.Image(shape=(None, None, channels))
+    features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(num_classes=10)})
+    features.save_config(str(target))
+    infos = []
+    for split, samples in splits.items():
+        writer = ArrayRecordWriter(str(target / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+        for encoded, label in samples:
+            writer.write(features.serialize_example(features.encode_example({"image": encoded, "label": label})))
+        writer.close()
+        infos.append({
+            "name": split,
+            "shardLengths": [str(len(samples))],
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        })  # fmt: skip
+    keys = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}}
+    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": infos, "supervisedKeys": keys}
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    return target
+
+
+def encoded(image, suffix=".png"):
+    flipped = image[..., ::-1] if image.ndim == 3 else image
+    return cv2.imencode(suffix, flipped)[1].tobytes()
+
+
+SIZES = [(256, 256), (300, 256), (256, 391), (512, 700), (100, 80)]
+
+
+def expected(h, w, channels=3):
+    """A gradient is a gradient after any crop and any resizing: its values at the centres of the pixels that remain."""
+    side = round(min(h, w) * 7 / 8)
+    at = (np.arange(224) + 0.5) * side / 224 - 0.5
+    y, x = np.meshgrid((h - side) // 2 + at, (w - side) // 2 + at, indexing="ij")
+    return np.stack([200 * y / h, 200 * x / w, 100 + 0 * y][:channels], axis=-1)
+
+
+@pytest.mark.parametrize(("suffix", "close"), [(".png", 1.5), (".jpg", 6)])
+def test_images_of_many_sizes_become_central_crops_in_a_file(tmp_path, suffix, close):
+    samples = [(encoded(gradient(*size, 3), suffix), label) for label, size in enumerate(SIZES)]
+    prepare(tmp_path, "many_sizes", {"train": samples, "validation": samples[:2]})
+    source = data.load("many_sizes", data_dir=tmp_path)
+    assert source.train.images.shape == (5, 224, 224, 3)
+    assert isinstance(source.train.images, np.memmap)
+    assert source.train.labels.tolist() == [0, 1, 2, 3, 4]
+    assert source.test.labels.tolist() == [0, 1]
+    assert source.num_classes == 10
+    for image, size in zip(source.train.images, SIZES, strict=True):
+        # A border of the enlarged image repeats pixels.
+        np.testing.assert_allclose(image[2:-2, 2:-2], expected(*size)[2:-2, 2:-2], atol=close)
+    if suffix == ".png":
+        np.testing.assert_array_equal(source.train.images[0], gradient(256, 256, 3)[16:240, 16:240])
+
+
+def test_images_are_resized_once(tmp_path, monkeypatch):
+    samples = [(encoded(gradient(40, 50, 3)), 1)]
+    folder = prepare(tmp_path, "many_sizes", {"train": samples, "test": samples})
+    first = data.load("many_sizes", data_dir=tmp_path, image_size=32)
+    assert first.train.images.shape == (1, 32, 32, 3)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    again = data.load("many_sizes", data_dir=tmp_path, image_size=32)
+    np.testing.assert_array_equal(again.train.images, first.train.images)
+    assert {path.suffix for path in folder.glob("updcomp-*")} == {".npy"}
+
+
+def test_grey_images_among_coloured_ones_and_datasets_of_grey_ones(tmp_path):
+    samples = [(encoded(gradient(64, 64, 1)[..., 0]), 0)]
+    for name, channels in (("coloured", 3), ("grey", 1)):
+        prepare(tmp_path, name, {"train": samples, "test": samples}, channels=channels)
+        images = data.load(name, data_dir=tmp_path, image_size=56).train.images
+        assert images.shape == (1, 56, 56, channels)
+        for channel in range(channels):
+            np.testing.assert_array_equal(images[0, ..., channel], gradient(64, 64, 1)[4:60, 4:60, 0])
+
+
+def test_a_test_split_without_labels_is_not_the_test(tmp_path):
+    picture = encoded(gradient(20, 20, 3))
+    splits = {"train": [(picture, 1)], "test": [(picture, -1)], "validation": [(picture, 7)]}
+    prepare(tmp_path, "secret", splits)
+    assert data.load("secret", data_dir=tmp_path, image_size=8).test.labels.tolist() == [7]
+    prepare(tmp_path, "public", splits | {"test": [(picture, 3)]})
+    assert data.load("public", data_dir=tmp_path, image_size=8).test.labels.tolist() == [3]
+
+
+def test_a_damaged_image_leaves_no_file(tmp_path):
+    samples = [(encoded(gradient(20, 20, 3)), 0), (b"no image", 1)]
+    folder = prepare(tmp_path, "damaged", {"train": samples, "test": samples})
+    for _ in range(2):
+        with pytest.raises(
+            DatasetError, match="dataset damaged: record 1 of train: expected an image, found other bytes"
+        ):
+            data.load("damaged", data_dir=tmp_path)
+    assert not list(folder.glob("updcomp-*"))
+
+
+def test_a_folder_without_room_is_an_error_that_says_how_much_is_needed(tmp_path):
+    samples = [(encoded(gradient(20, 20, 3)), 0)] * 2
+    folder = prepare(tmp_path, "large", {"train": samples, "test": samples})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(DatasetError, match="expected to write 0.000301 GB of resized images, found: .*too large"):
+            data.load("large", data_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(folder.glob("updcomp-*"))
+
+
+def test_many_chunks_are_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared_module, "_CHUNK", 2)
+    samples = [(encoded(np.full((9, 9, 3), 20 * i, np.uint8)), i) for i in range(5)]
+    prepare(tmp_path, "chunks", {"train": samples, "test": samples[:2]})
+    train = data.load("chunks", data_dir=tmp_path, image_size=4).train
+    assert train.labels.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(train.images, np.tile(20 * train.labels[:, None, None, None], (1, 4, 4, 3)))

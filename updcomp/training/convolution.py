@@ -1,11 +1,11 @@
 """Convolution that is fast on every backend, inside compiled loops too.
 
 On the CPU, XLA's convolution is ten to a hundred times slower inside `scan` and `fori_loop` than outside. There a
-convolution is a sum of matrix products, one per kernel pixel; on other backends it stays XLA's own. The choice falls
-when a function is lowered for its devices.
+convolution is a sum of products, one per kernel pixel; on other backends it stays XLA's own. The choice falls when a
+function is lowered for its devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +21,23 @@ def convolve(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
+    feature_group_count: int = 1,
     precision: lax.PrecisionLike = None,
     **options: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated` for `flax.linen.Conv(conv_general_dilated=convolve)`.
 
-    out[n, y, x, o] = sum_{i, j, c} padded[n, s y + i, s x + j, c] kernel[i, j, c, o]
+    out[n, y, x, o] = sum_{i, j, c} padded[n, s y + i, s x + j, c] kernel[i, j, c, o], or depthwise
+    out[n, y, x, c] = sum_{i, j} padded[n, s y + i, s x + j, c] kernel[i, j, 0, c].
 
     Args:
       images: (n, h, w, in), where another layout or dtype than float32 is asked for it goes to lax as it is.
-      kernel: (kernel_h, kernel_w, in, out).
+      kernel: (kernel_h, kernel_w, in, out), or (kernel_h, kernel_w, 1, in) where it is depthwise.
       window_strides: (rows, columns).
       padding: `"SAME"`, `"VALID"` or ((top, bottom), (left, right)).
+      feature_group_count: 1, or the number of channels for depthwise convolution; other groups go to lax as they are.
       precision: of the products, as in lax.
-      **options: the other arguments of `lax.conv_general_dilated`; dilations and groups go to lax as they are.
+      **options: the other arguments of `lax.conv_general_dilated`; dilations go to lax as they are.
 
     Returns:
       (n, out_h, out_w, out) of the images' dtype.
@@ -44,21 +47,35 @@ def convolve(
     >>> out[0, :, :, 0].tolist()
     [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
+    is_depthwise = feature_group_count == images.shape[-1] == kernel.shape[-1]
 
     def native(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(images, kernel, window_strides, padding, precision=precision, **options)
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            window_strides,
+            padding,
+            feature_group_count=feature_group_count,
+            precision=precision,
+            **options,
+        )
+
+    def multiply(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        if is_depthwise:
+            return images * kernel[None, None]
+        return jnp.tensordot(images, kernel, axes=1, precision=precision)
 
     def products(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _sum_of_products(images, kernel, window_strides, padding, precision)
+        return _sum_of_products(images, kernel, window_strides, padding, multiply)
 
-    if not _is_plain(images, kernel, options):
+    if not (is_depthwise or feature_group_count == 1) or not _is_plain(images, kernel, options):
         return native(images, kernel)
     out: jax.Array = lax.platform_dependent(images, kernel, cpu=products, default=native)
     return out
 
 
 def _is_plain(images: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> bool:
-    """Whether this is a float32 NHWC convolution over two axes, without dilations and groups."""
+    """Whether this is a float32 NHWC convolution over two axes, without dilations."""
     if images.ndim != 4 or images.dtype != jnp.float32 or kernel.dtype != jnp.float32:
         return False
     layout = lax.conv_dimension_numbers(images.shape, kernel.shape, options.get("dimension_numbers"))
@@ -72,9 +89,9 @@ def _sum_of_products(
     kernel: jax.Array,
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    precision: lax.PrecisionLike,
+    multiply: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """One product (n out_h out_w, in) @ (in, out) for each pixel of the kernel, on the images shifted by it."""
+    """One product of (n, out_h, out_w, in) and (in, out) or (1, in) for each kernel pixel, on images shifted by it."""
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
     padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)))
@@ -87,5 +104,5 @@ def _sum_of_products(
         for j in range(kernel.shape[1]):
             ends = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
             shifted = padded[:, i : ends[0] : strides[0], j : ends[1] : strides[1]]
-            out = out + jnp.tensordot(shifted, kernel[i, j], axes=1, precision=precision)
+            out = out + multiply(shifted, kernel[i, j])
     return out

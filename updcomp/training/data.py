@@ -1,6 +1,5 @@
-"""Labelled images in memory: datasets by name, and disjoint or growing parts of them."""
+"""Labelled images: datasets by name, and disjoint or growing parts of them."""
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp.wire.errors import DatasetError
-
-_CHUNK = 1000  # records in memory at once while a dataset is decoded
 
 Array = Any  # np.ndarray on the host, jax.Array once placed on devices
 
@@ -47,8 +44,13 @@ def to_float(images: Array) -> jax.Array:
     return array.astype(jnp.float32) / 255 if array.dtype == jnp.uint8 else array
 
 
-def load(name: str, *, data_dir: str | Path | None = None) -> Source:
+def load(name: str, *, data_dir: str | Path | None = None, image_size: int = 224) -> Source:
     """A dataset by name.
+
+    Where images vary in size, as in `imagenet2012`, each becomes the central square whose side is 7/8 of its shorter
+    side, resized to `image_size`: for 224 the shorter side at 256 pixels, and then the central crop. That is done once,
+    into `.npy` files beside the prepared dataset, and the images come as `np.memmap`, as they need not fit in memory;
+    `take` and `split` copy what they choose into memory, the training loop's `Task.samples` does not.
 
     Args:
       name: `digits` for scikit-learn's handwritten digits (1,198 + 599 images of 8 x 8), or the name of any image
@@ -56,14 +58,20 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Source:
         `imagenet_resized/32x32`.
       data_dir: the folder that holds the prepared datasets; by default the one TensorFlow Datasets uses,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      image_size: pixels a side where images vary in size; elsewhere images stay as they are.
 
     Returns:
-      Its training and test samples, images uint8.
+      Its training and test samples, images uint8; the split "validation" is the test where the labels of "test" are
+      not public.
 
     Raises:
       DatasetError: no such dataset; it is not prepared (the message has the command); it is not image classification.
     """
-    return _digits() if name == "digits" else _prepared(name, data_dir)
+    if name == "digits":
+        return _digits()
+    from updcomp.training import prepared  # here, as tensorflow_datasets takes seconds to import
+
+    return prepared.load(name, data_dir, image_size)
 
 
 def take(dataset: Dataset, rows: Any) -> Dataset:
@@ -136,65 +144,3 @@ def _digits() -> Source:
     test = np.zeros(len(labels), bool)
     test[by_class[::3]] = True
     return Source(take(dataset, order[~test[order]]), take(dataset, order[test[order]]), 10)
-
-
-def _prepared(name: str, data_dir: str | Path | None) -> Source:
-    """A prepared dataset of TensorFlow Datasets, read from its files alone: neither TensorFlow nor its code."""
-    import tensorflow_datasets as tfds  # here, as only this needs it
-
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
-    if not versions:
-        if name.partition("/")[0] not in tfds.list_builders(with_community_datasets=False):
-            found = f"dataset: expected digits or the name of a TFDS dataset, found {name!r}"
-            raise DatasetError(f"{found}; see https://www.tensorflow.org/datasets/catalog")
-        raise DatasetError(f"dataset {name}: expected it in {root}, found none; {_prepare_command(name, root)}")
-    builder = tfds.builder_from_directory(max(versions, key=_version))
-    file_format = builder.info.file_format.value
-    if file_format not in ("array_record", "parquet"):
-        found = f"dataset {name}: expected files in the format array_record, found {file_format}"
-        raise DatasetError(f"{found}; {_prepare_command(name, root)}")
-    image, label = _supervised(name, builder.info)
-    test = "test" if "test" in builder.info.splits else "validation"
-    if not {"train", test} <= set(builder.info.splits):
-        found = f"expected the splits train and test (or validation), found {', '.join(sorted(builder.info.splits))}"
-        raise DatasetError(f"dataset {name}: {found}; choose another")
-    train = _decoded(builder, "train", image, label)
-    return Source(train, _decoded(builder, test, image, label), builder.info.features[label].num_classes)
-
-
-def _supervised(name: str, info: Any) -> tuple[str, str]:
-    """The names of the image and of its class among a dataset's features."""
-    import tensorflow_datasets as tfds
-
-    keys, features = info.supervised_keys, info.features
-    kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    if not keys or len(keys) != 2 or not all(isinstance(features[k], t) for k, t in zip(keys, kinds, strict=True)):
-        found = f"expected an image and its class, found the features {', '.join(sorted(features))}"
-        raise DatasetError(f"dataset {name}: {found}; choose an image classification dataset")
-    image, label = keys
-    shape, dtype = features[image].shape, np.dtype(features[image].np_dtype)
-    if None in shape or dtype != np.uint8:
-        found = f"expected uint8 images of one size, found {dtype} of shape {shape}"
-        raise DatasetError(f"dataset {name}: {found}; choose one that is resized")
-    return image, label
-
-
-def _decoded(builder: Any, split: str, image: str, label: str) -> Dataset:
-    source = builder.as_data_source(split)
-    images = np.empty((len(source), *builder.info.features[image].shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(source)))
-        for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
-            images[row], labels[row] = record[image], record[label]
-    return Dataset(images, labels)
-
-
-def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split("."))
-
-
-def _prepare_command(name: str, root: Path) -> str:
-    command = f"tfds build {name} --file_format=array_record --data_dir={root}"
-    return f"prepare it on a machine with TensorFlow: pip install tensorflow tensorflow-datasets && {command}"

@@ -19,6 +19,9 @@ _Dense = functools.partial(nn.Dense, kernel_init=_he)
 # Batch norm follows every convolution and has the bias.
 _Conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he, conv_general_dilated=convolve)
 _BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+# Channels and stride of MobileNetV1's separable blocks. The paper's table says stride 2 in the last one too, but its
+# sizes there, 7 x 7 before and after, say 1.
+_MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * ((512, 1),), (1024, 2), (1024, 1))
 
 
 class Apply(Protocol):
@@ -47,12 +50,16 @@ class Model(NamedTuple):
 class _Mlp(nn.Module):
     hidden: Sequence[int]
     num_classes: int
+    batch_norm: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = x.reshape(len(x), -1)
         for width in self.hidden:
-            x = nn.relu(_Dense(width)(x))
+            x = _Dense(width, use_bias=not self.batch_norm)(x)
+            if self.batch_norm:
+                x = _BatchNorm(use_running_average=not train)(x)
+            x = nn.relu(x)
         return _Dense(self.num_classes)(x)
 
 
@@ -91,6 +98,23 @@ class _ResNet(nn.Module):
         return _Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
+class _MobileNetV1(nn.Module):
+    width: float
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def layer(x: jax.Array, channels: int, window: int, stride: int, groups: int = 1) -> jax.Array:
+            x = _Conv(channels, (window, window), strides=stride, feature_group_count=groups)(x)
+            return nn.relu(_BatchNorm(use_running_average=not train)(x))
+
+        x = layer(x, round(32 * self.width), 3, 2)
+        for channels, stride in _MOBILENET_V1:
+            x = layer(x, x.shape[-1], 3, stride, groups=x.shape[-1])
+            x = layer(x, round(channels * self.width), 1, 1)
+        return _Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
 def _halve(x: jax.Array) -> jax.Array:
     """Max pooling 2 x 2; an odd last row or column is left out. A reshape, as its gradient is fast everywhere."""
     n, h, w, c = x.shape
@@ -117,21 +141,22 @@ def _model(module: nn.Module) -> Model:
     return Model(init, apply)
 
 
-def mlp(*, hidden: Sequence[int] = (512, 512), num_classes: int = 10) -> Model:
+def mlp(*, hidden: Sequence[int] = (512, 512), batch_norm: bool = False, num_classes: int = 10) -> Model:
     """Fully connected layers with ReLU between them.
 
     Args:
       hidden: width of each hidden layer.
+      batch_norm: whether batch norm follows each hidden layer, in place of a bias and before the ReLU.
       num_classes: number of logits.
 
     Returns:
-      A model without batch statistics.
+      A model; without batch norm it has no batch statistics.
 
     >>> variables = mlp(hidden=(4,)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> variables["params"]["Dense_0"]["kernel"].shape
     (64, 4)
     """
-    return _model(_Mlp(tuple(hidden), num_classes))
+    return _model(_Mlp(tuple(hidden), num_classes, batch_norm))
 
 
 def vgg(
@@ -184,12 +209,38 @@ def resnet(*, depth: int = 20, num_classes: int = 10) -> Model:
     return _model(_ResNet(depth // 6, num_classes))
 
 
+def mobilenet_v1(*, width: float = 1.0, num_classes: int = 1000) -> Model:
+    """Depthwise separable convolutions for 224 x 224 pixels, batch norm and ReLU after each; global average pooling.
+
+    Howard et al., MobileNets (2017), table 1: 4.2 million parameters.
+
+    Args:
+      width: multiplies the channels of every layer; above 0.
+      num_classes: number of logits.
+
+    Returns:
+      A model with batch statistics, for images of any size.
+
+    Raises:
+      Error: the width leaves a layer without channels.
+
+    >>> variables = jax.eval_shape(mobilenet_v1().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    4231976
+    """
+    if round(32 * width) < 1:
+        raise Error(f"width: expected at least 1/32, one channel in the first layer, found {width}; use 0.25 to 1")
+    return _model(_MobileNetV1(width, num_classes))
+
+
 MODELS: dict[str, Callable[..., Model]] = {
     "mlp": mlp,
+    "mlp_bn": functools.partial(mlp, batch_norm=True),
     "cnn": functools.partial(vgg, stages=((16,), (32,)), dense=(64,)),
     "vgg": vgg,
     "resnet20": functools.partial(resnet, depth=20),
     "resnet56": functools.partial(resnet, depth=56),
+    "mobilenet_v1": mobilenet_v1,
 }
 
 
