@@ -1,7 +1,6 @@
 """Exact selection of the 1 % largest of 10 and 100 million scores, as ratios to `lax.top_k` and a sort in one run."""
 
 import dataclasses
-import json
 import statistics
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.results import write_figures
 from updcomp import selection
-from updcomp.edge import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,7 @@ def run(config: Config, workdir: Path) -> dict[str, float]:
     print(f"on {jax.default_backend()}, in one run")
     for name, value in figures.items():
         print(f"{value:9,.3f}  {name}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(workdir / "bench_select.json", json.dumps(figures, indent=2).encode())
+    write_figures(workdir, "bench_select", figures)
     return figures
 
 

@@ -1,7 +1,6 @@
 """Training speed of an MLP 784-512-512-10, plain, recording and masked, as ratios to PyTorch in one run."""
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.results import write_figures
 from updcomp import contribution
-from updcomp.edge import files
 from updcomp.methods import base
 from updcomp.training import models
 from updcomp.training.data import Dataset
@@ -67,8 +66,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "samples_per_second": {" ".join(name): speed for name, speed in speeds.items()},
     }
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(workdir / "bench_train.json", json.dumps(figures, indent=2).encode())
+    write_figures(workdir, "bench_train", figures)
     return figures
 
 

@@ -1,7 +1,6 @@
 """The codec against its entropy, the device's import, and a sparse update of 100 MB against hashing it."""
 
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from updcomp.edge import files
+from experiments.results import write_figures
 from updcomp.wire import container, fingerprint, rans
 from updcomp.wire.packet import Block, Dense, Packet, Sparse, round_step
 
@@ -45,8 +44,7 @@ def run(config: Config, workdir: Path) -> dict[str, float]:
     }
     for name, value in figures.items():
         print(f"{value:14,.3f}  {name}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(workdir / "bench_wire.json", json.dumps(figures, indent=2).encode())
+    write_figures(workdir, "bench_wire", figures)
     return figures
 
 

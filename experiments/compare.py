@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import report, worlds
-from experiments.results import Results, Row, command
+from experiments.results import Results, Row, command, row_of
 from updcomp import protocol
 from updcomp.methods import METHODS, Method
 from updcomp.training import data, models
@@ -99,6 +99,7 @@ class _Bench:
         """Makes the seed's world and deploys its model."""
         self.seed = seed
         self.world = worlds.make(self.config, self.source, self.model, seed)
+        self.results.keep_settings()
         checkpoint = self.workdir / "checkpoints" / f"deployed-{seed}"
         self.deployed: PyTree = worlds.deployed_model(self.config, self.world, self.model, seed, checkpoint.absolute())
         self.deployed_accuracy = self.accuracy(self.deployed, self.world.test)
@@ -121,7 +122,8 @@ class _Bench:
         accuracy = self.accuracy(done.variables, self.world.test)
         reference = self.results.find(REFERENCE[0], describe(REFERENCE[1]), self.seed)
         config = self.config
-        row = Row(
+        row = row_of(
+            done,
             experiment=self.experiment,
             dataset=config.dataset,
             model=config.model,
@@ -129,20 +131,14 @@ class _Bench:
             setting=setting,
             seed=self.seed,
             round=0,
-            update_bytes=done.update_bytes,
             accuracy=accuracy,
             full_update_accuracy=reference.accuracy if reference else accuracy,
             deployed_accuracy=self.deployed_accuracy,
-            train_seconds=done.train_seconds,
-            encode_seconds=done.encode_seconds,
-            apply_seconds=done.apply_seconds,
             validation_accuracy=self.accuracy(done.variables, task.validation),
             deployed_validation_accuracy=self.deployed_validation_accuracy,
             samples=len(task.train.labels),
             restart=False,
-            sent=done.sent,
             trained_accuracy=self.accuracy(done.trained, self.world.test),
-            plain_bytes=done.plain_bytes,
         )
         self.results.append(row)
         shutil.rmtree(trainings, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from absl import flags
 
 from experiments import EXPERIMENTS
+from updcomp.training.models import MODELS
 from updcomp.wire.errors import Error
 
 ConfigT = TypeVar("ConfigT")
@@ -34,7 +35,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("validation_samples", "integer", "samples that choose the best epoch; in rounds they are test images"),
     ],
     "Model and training": [
-        Flag("model", "string", "mlp, cnn, vgg, resnet20 or resnet56"),
+        Flag("model", "string", ", ".join(MODELS)),
         Flag("optimizer", "string", "adam, or sgd with Nesterov momentum 0.9 and weight decay 1e-4"),
         Flag("schedule", "string", "of the learning rate: tenth or fifth (after each third), cosine or constant"),
         Flag("learning_rate", "float", "at the start of each training; methods multiply it"),

@@ -13,18 +13,25 @@ from updcomp.edge import files
 
 REFERENCE = "fu"  # full updating: every other method is measured against it
 PUBLISHED = {  # the authors' README: mean accuracy over all rounds minus full updating, in points
-    ("mnist", "mlp"): {"dpu": -0.17, "gcpu": -0.72, "rpu": -4.04, "pruning": -1.45},
-    ("cifar10", "vgg"): {"dpu": 0.33, "gcpu": -1.51, "rpu": -11.35, "pruning": -4.35},
-    ("cifar100", "resnet56"): {"dpu": -0.42, "gcpu": -3.87, "rpu": -7.78, "pruning": -2.35},
+    ("mnist", "mlp", "ratio=0.005"): {"dpu": -0.17, "gcpu": -0.72, "rpu": -4.04, "pruning": -1.45},
+    ("cifar10", "vgg", "ratio=0.01"): {"dpu": 0.33, "gcpu": -1.51, "rpu": -11.35, "pruning": -4.35},
+    ("cifar100", "resnet56", "ratio=0.1"): {"dpu": -0.42, "gcpu": -3.87, "rpu": -7.78, "pruning": -2.35},
 }
 HEAD = ("method", "rounds", "accuracy %", "to fu", "trained, to fu", "published", "sent", "bytes", "uncoded", "train s")
+
+
+LEGEND = """Means over rounds, ± standard deviation over seeds, on test samples that chose nothing. *accuracy* is that
+of what the device holds, which only changes for a model that is better on validation data; *to fu* its difference to
+full updating, in points; *trained* compares what training gave in each round, sent or not. *bytes* are all files
+together; *uncoded* the same updates as int32 positions and float32 values.
+"""
 
 
 class Line(NamedTuple):
     """One method over its rounds; arrays have one entry a seed, percentages and points."""
 
     method: str
-    rounds: int
+    rounds: int  # that all its seeds have; all that follows is of these
     accuracy: np.ndarray  # mean over rounds of the model that the device holds
     difference: (
         np.ndarray
@@ -48,6 +55,9 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
 
 def _line(method: str, rows: list[Row], reference: dict[tuple[int, int], Row]) -> Line:
     seeds = sorted({row.seed for row in rows})
+    of_seed = ({row.round for row in rows if row.seed == seed} for seed in seeds)
+    common = set.intersection(*of_seed)  # where one seed has gone further, its further rounds would bend the spread
+    rows = [row for row in rows if row.round in common]
 
     def means(value: Callable[[Row], float], rows: list[Row]) -> np.ndarray:
         groups = ([value(row) for row in rows if row.seed == seed] for seed in seeds)
@@ -59,11 +69,11 @@ def _line(method: str, rows: list[Row], reference: dict[tuple[int, int], Row]) -
     paired = [row for row in rows if (row.seed, row.round) in reference]
     return Line(
         method,
-        len({row.round for row in rows}),
+        len(common),
         100 * means(lambda row: row.accuracy, rows),
         100 * means(lambda row: row.accuracy - reference[row.seed, row.round].accuracy, paired),
         100 * means(lambda row: row.trained_accuracy - reference[row.seed, row.round].trained_accuracy, paired),
-        PUBLISHED.get((rows[0].dataset, rows[0].model), {}).get(method),
+        PUBLISHED.get((rows[0].dataset, rows[0].model, rows[0].setting.split()[0]), {}).get(method),
         total(lambda row: row.sent),
         total(lambda row: row.update_bytes),
         total(lambda row: row.plain_bytes),
@@ -122,7 +132,7 @@ def _curve(axes: Any, values: dict[tuple[int, int], float], label: str) -> None:
     if not rounds:
         return
     groups = [[100 * value for (_, number), value in values.items() if number == wanted] for wanted in rounds]
-    mean, spread = np.array([(np.mean(group), np.std(group)) for group in groups]).T
+    mean, spread = np.array([(np.mean(group), np.std(group, ddof=len(group) > 1)) for group in groups]).T
     (line,) = axes.plot(rounds, mean, marker=".", linewidth=1.5, label=label)
     axes.fill_between(rounds, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
 
@@ -138,20 +148,10 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
     Returns:
       The table.
     """
-    title = f"{rows[0].dataset}, {rows[0].model}, {rows[0].setting}"
+    title = f"{rows[0].dataset}, {rows[0].model}, {rows[-1].setting}"
     plot(rows, workdir / "accuracy_over_rounds.png", title=title)
     shown = table(summarise(rows))
-    text = f"# {title}\n\n    {command}\n\n{shown}\n\n![Accuracy over rounds](accuracy_over_rounds.png)\n\n"
-    text += (
-        f"Seeds: {len({row.seed for row in rows})}; with several, means ± standard deviation. Means over rounds, on "
-    )
-    text += (
-        "test samples that chose nothing. *accuracy* is that of what the device holds, which only changes for a model "
-    )
-    text += "that is better on validation data; *to fu* its difference to full updating, in points; *trained* compares "
-    text += (
-        "what training gave in each round, sent or not. *bytes* are all files together; *uncoded* the same updates as "
-    )
-    text += "int32 positions and float32 values.\n"
+    picture = "![Accuracy over rounds](accuracy_over_rounds.png)"
+    text = f"# {title}\n\n    {command}\n\n{shown}\n\n{picture}\n\n{LEGEND}"
     files.write_bytes(workdir / "report.md", text.encode())
     return shown

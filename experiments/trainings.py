@@ -32,7 +32,7 @@ _AUGMENTED = ("cifar10", "cifar100", "imagenet2012")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """The settings of a training."""
+    """The settings of a training; counts are at least 1 unless a field's metadata says "least"."""
 
     dataset: str = "mnist"
     data_dir: str | None = None
@@ -52,8 +52,8 @@ class TrainingConfig:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise Error(f"--{field.name}: expected at least 1, found {value}")
+            if field.type is int and value < (least := field.metadata.get("least", 1)):
+                raise Error(f"--{field.name}: expected at least {least}, found {value}")
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if (found := getattr(self, name)) not in known:
                 raise Error(f"--{name}: expected one of {', '.join(known)}, found {found!r}")

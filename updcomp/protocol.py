@@ -90,6 +90,22 @@ def save(variables: PyTree, path: Path) -> Copy:
     return Copy(variables, path)
 
 
+def load(path: Path, like: PyTree) -> Copy:
+    """Reads a model file of a device.
+
+    Args:
+      path: as `save` wrote it.
+      like: a pytree of the same structure.
+
+    Returns:
+      Both as a `Copy`.
+
+    Raises:
+      Error: the file cannot be read, or holds another model.
+    """
+    return Copy(trees.from_model(files.read_model(path).model, like), path)
+
+
 @functools.lru_cache(maxsize=16)
 def _compiled_count(model: Apply) -> Callable[[PyTree, Dataset], jax.Array]:
     return jax.jit(functools.partial(count_correct, model))

@@ -84,7 +84,7 @@ def test_other_flags_in_the_same_folder_are_refused(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiment=nope"], "expected one of quickstart, compare, rounds, bench_train, bench_wire"),
+        (["--experiment=nope"], "expected one of quickstart, compare, rounds, bench_train"),
         (["--methods=best"], "--methods: expected some of full, partial"),
         (["--shift=flood"], "--shift: expected one of rotation"),
         (["--model=brain"], "model: expected one of mlp"),

@@ -62,6 +62,11 @@ def split(deployed: PyTree, *, aux: int | None) -> Parts:
     return Parts(trained(trees.kernels(deployed)), trained(trees.aux(deployed)) if aux else {}, statistics)
 
 
+def started(start: Start, key: jax.Array, *, aux: int | None) -> Parts:
+    """The parts of the model that `start` gives, with a key that no training of the method uses."""
+    return split(start(jax.random.fold_in(key, 0)), aux=aux)
+
+
 def plan(
     name: str, kernels: Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]], aux: int | None, **options: Any
 ) -> Plan:

@@ -30,7 +30,7 @@ def full(
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        initial = base.split(start(key), aux=aux) if start else parts
+        initial = base.started(start, key, aux=aux) if start else parts
         fitted = base.train(key, task, plan, deployed, initial, initial.kernels, rate=rate)
         if bits is None:
             new = model_of(plan, fitted.trainable, {"deployed": deployed}, fitted.statistics)

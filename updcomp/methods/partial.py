@@ -3,6 +3,7 @@
 Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from updcomp.training.loop import Fitted, Task
 from updcomp.training.optimizers import masked
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
-from updcomp.wire.packet import Block, Packet, Sparse
+from updcomp.wire.packet import Packet, Sparse
 
 GLOBAL_SHARE = {"combined": 0.5, "global": 1.0, "local": 0.0}
 
@@ -67,26 +68,17 @@ def partial(
     narrow_plan = base.plan("partial-narrow", unrounded, aux, wrap=lambda inner: contribution.record(masked(inner)))
     sparse_plan = base.plan("partial-sparse", base.quantised_delta(bits), aux, wrap=masked)
 
-    def select(old: PyTree, fitted: Fitted, mask: PyTree | None, ratio: float) -> PyTree:
-        local = fitted.optimizer.local["kernels"]
-        combined = contribution.combine(
-            contribution.squared_change(old, fitted.last["kernels"]), local, GLOBAL_SHARE[scores]
-        )
-        if mask is not None:
-            combined = jax.tree.map(lambda c, m: jnp.where(m, c, -jnp.inf), combined, mask)
-        return selection.top_ratio(combined, ratio)
-
-    compiled_select = jax.jit(select, static_argnums=3)
+    select = jax.jit(functools.partial(_select, GLOBAL_SHARE[scores]), static_argnames="ratio")
 
     def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         parts = base.split(deployed, aux=aux)
-        initial = base.split(start(key), aux=aux) if start else parts
+        initial = base.started(start, key, aux=aux) if start else parts
         full_key, *sparse_keys = jax.random.split(key, 1 + len(ratios))
         fitted = base.train(full_key, task, full_plan, deployed, initial, initial.kernels, rate=rate)
         mask: PyTree = None
         for number, (sparse_key, share) in enumerate(zip(sparse_keys, ratios, strict=True), 1):
             last = number == len(ratios)
-            mask = compiled_select(parts.kernels, fitted, mask, share)
+            mask = select(parts.kernels, fitted, mask, ratio=share)
             fitted = base.train(
                 sparse_key,
                 task if task.checkpoints is None else task._replace(checkpoints=task.checkpoints / f"{number}"),
@@ -98,14 +90,26 @@ def partial(
                 mask=mask,
                 optimizer_state=_moments(fitted.optimizer, recorded=not last) if keep_moments else None,
             )
-        blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
-        for name, kernel in fitted.trainable["kernels"].items():
-            sent = np.asarray(mask[name])
-            values, step = base.delta_integers(parts.kernels[name], kernel, bits, sent)
-            blocks[name] = Sparse(np.flatnonzero(sent), values, step)
-        return Packet(blocks)
+        blocks = {
+            name: _sparse(parts.kernels[name], kernel, bits, np.asarray(mask[name]))
+            for name, kernel in fitted.trainable["kernels"].items()
+        }
+        return Packet({**base.aux_blocks(deployed, fitted, aux), **blocks})
 
     return method
+
+
+def _select(global_share: float, old: PyTree, fitted: Fitted, mask: PyTree | None, *, ratio: float) -> PyTree:
+    """The mask of the largest contributions, within an earlier mask."""
+    change = contribution.squared_change(old, fitted.last["kernels"])
+    combined = contribution.combine(change, fitted.optimizer.local["kernels"], global_share)
+    if mask is not None:
+        combined = jax.tree.map(lambda c, m: jnp.where(m, c, -jnp.inf), combined, mask)
+    return selection.top_ratio(combined, ratio)
+
+
+def _sparse(old: jax.Array, new: jax.Array, bits: int, mask: np.ndarray) -> Sparse:
+    return Sparse(np.flatnonzero(mask), *base.delta_integers(old, new, bits, mask))
 
 
 def _moments(state: contribution.RecordState, *, recorded: bool) -> Any:
@@ -128,15 +132,15 @@ def narrowing(ratio: float, fixed_share: float | None) -> list[float]:
 
     Paper: Deep Partial Updating, iterative rewinding; its share is 0.2.
 
-    >>> narrowing(0.5, 0.2)
-    [0.8, 0.64, 0.512, 0.5]
+    >>> narrowing(0.5, 0.2), narrowing(0.64, 0.2)
+    ([0.8, 0.64, 0.512, 0.5], [0.8, 0.64])
     """
     selection.budget(ratio, 1)
     if fixed_share is None:
         return [ratio]
     if not 0 < fixed_share < 1:
         raise Error(f"fixed_share: expected above 0 and below 1, found {fixed_share}")
-    count = 0
-    while (1 - fixed_share) ** (count + 1) > ratio:
-        count += 1
-    return [*(round((1 - fixed_share) ** i, 9) for i in range(1, count + 1)), ratio]
+    shares: list[float] = []
+    while (share := round((1 - fixed_share) ** (len(shares) + 1), 9)) > ratio:
+        shares.append(share)
+    return [*shares, ratio]

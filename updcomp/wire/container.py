@@ -53,7 +53,8 @@ def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
       WrongBaseError: the base is another model.
     """
     parts = header.parse(update)
-    _check_base(parts, fingerprint.of(base))
+    if (found := fingerprint.of(base)) != parts.base:
+        raise _wrong_base(parts, [found])
     return _decode(parts, base)
 
 
@@ -71,17 +72,7 @@ def apply_update(update: bytes, base: dtypes.Model) -> dtypes.Model:
       CorruptUpdateError: as `decode`, or the result is not the model that the update promises.
       WrongBaseError: the base is another model.
     """
-    parts = header.parse(update)
-    digests = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in base.items()}
-    _check_base(parts, fingerprint.of_digests(digests))
-    new = apply_.apply(_decode(parts, base), base)
-    changed = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in new.items() if leaf is not base[name]}
-    found = fingerprint.of_digests(digests | changed)
-    if found != parts.result:
-        raise errors.CorruptUpdateError(
-            f"result: expected the model {parts.result.hex()}, found {found.hex()}; fetch the update again"
-        )
-    return new
+    return apply_to_any(update, (base,))
 
 
 def apply_to_any(update: bytes, bases: Iterable[dtypes.Model]) -> dtypes.Model:
@@ -100,11 +91,11 @@ def apply_to_any(update: bytes, bases: Iterable[dtypes.Model]) -> dtypes.Model:
     """
     parts, found = header.parse(update), []
     for base in bases:
-        found.append(fingerprint.of(base))
+        digests = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in base.items()}
+        found.append(fingerprint.of_digests(digests))
         if found[-1] == parts.base:
-            break
-    _check_base(parts, *found)
-    return apply_update(update, base)
+            return _applied(parts, base, digests)
+    raise _wrong_base(parts, found)
 
 
 def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Model]:
@@ -157,12 +148,24 @@ def inspect(update: bytes) -> dict[str, Any]:
     }
 
 
-def _check_base(parts: header.Update, *found: bytes) -> None:
-    if parts.base not in found:
-        raise errors.WrongBaseError(
-            f"base model: expected the one with fingerprint {parts.base.hex()}, "
-            f"found {', '.join(one.hex() for one in found)}; apply the update to the model that it was made from"
+def _applied(parts: header.Update, base: dtypes.Model, digests: dict[str, bytes]) -> dtypes.Model:
+    """The new model, checked against its fingerprint; leaves that are kept are not hashed again."""
+    new = apply_.apply(_decode(parts, base), base)
+    changed = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in new.items() if leaf is not base[name]}
+    found = fingerprint.of_digests(digests | changed)
+    if found != parts.result:
+        raise errors.CorruptUpdateError(
+            f"result: expected the model {parts.result.hex()}, found {found.hex()}; fetch the update again"
         )
+    return new
+
+
+def _wrong_base(parts: header.Update, found: Iterable[bytes]) -> errors.WrongBaseError:
+    different = ", ".join(dict.fromkeys(one.hex() for one in found))
+    return errors.WrongBaseError(
+        f"base model: expected the one with fingerprint {parts.base.hex()}, found {different}; "
+        "apply the update to the model that it was made from"
+    )
 
 
 def _decode(parts: header.Update, base: dtypes.Model) -> packet.Packet:

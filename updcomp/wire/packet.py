@@ -87,9 +87,9 @@ class Packet(NamedTuple):
 
 
 def plain_bytes(update: Packet) -> int:
-    """What an update takes without any coding: four bytes for each number in it.
+    """What an update takes without any coding: four bytes for each number that travels.
 
-    That is int32 positions and float32 values, the form in which partial updates are usually counted.
+    For sparse blocks that is int32 positions and float32 values, the form in which partial updates are usually counted.
 
     Args:
       update: a packet.
