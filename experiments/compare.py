@@ -138,7 +138,7 @@ class _Bench:
             deployed_validation_accuracy=self.deployed_validation_accuracy,
             samples=len(task.train.labels),
             restart=False,
-            trained_accuracy=self.accuracy(done.trained, self.world.test),
+            trained_accuracy=accuracy if done.sent else self.accuracy(done.trained, self.world.test),
         )
         self.results.append(row)
         shutil.rmtree(trainings, ignore_errors=True)

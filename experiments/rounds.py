@@ -103,8 +103,8 @@ def run(config: Config, workdir: Path) -> list[Row]:
     Raises:
       Error: a flag or the folder does not fit.
     """
-    if unknown := sorted(set(config.methods) - set(VARIANTS)):
-        raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {unknown[0]!r}")
+    if (unknown := sorted(set(config.methods) - set(VARIANTS))) or not config.methods:
+        raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {unknown[0] if unknown else 'none'!r}")
     source = data.load(config.dataset, data_dir=config.data_dir)
     series = _Series(config, workdir, source)
     with tqdm(total=config.seeds * len(config.methods) * config.rounds, unit="round", dynamic_ncols=True) as progress:
@@ -211,7 +211,7 @@ class _Series:
             deployed_validation_accuracy=before[1],
             samples=len(stage.samples),
             restart=stage.restart and result.sent,
-            trained_accuracy=self.accuracy(result.trained, self.test),
+            trained_accuracy=accuracy if result.sent else self.accuracy(result.trained, self.test),
         )
 
     def _accuracies(self, variables: PyTree) -> tuple[float, float]:

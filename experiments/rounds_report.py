@@ -148,7 +148,8 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
     Returns:
       The table.
     """
-    title = f"{rows[0].dataset}, {rows[0].model}, {rows[-1].setting}"
+    settings = [row.setting for row in rows if row.setting != "raw"] or ["raw"]
+    title = f"{rows[0].dataset}, {rows[0].model}, {settings[0]}"
     plot(rows, workdir / "accuracy_over_rounds.png", title=title)
     shown = table(summarise(rows))
     picture = "![Accuracy over rounds](accuracy_over_rounds.png)"
