@@ -49,7 +49,7 @@ GROUPS: dict[str, list[Flag]] = {
             "methods",
             "list",
             "which to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask; in rounds: fu, fu_last, "
-            "fu_fresh, dpu, dpu_no_restart, gcpu, lcpu, rpu, pruning, iterative, magnitude",
+            "fu_fresh, dpu, dpu_no_restart, gcpu, lcpu, rpu, pruning, pruning_gradual, iterative, magnitude",
         ),
         Flag("seeds", "integer", "how many seeds; each has its own deployed model, samples and order"),
     ],

@@ -83,6 +83,7 @@ VARIANTS = {
     "lcpu": Variant(_partial("local")),
     "rpu": Variant(lambda c, same, fresh: methods.random_mask(rate=c.sparse_rate, **_wire(c)), epochs=2),
     "pruning": Variant(_partial("global", from_init=True), restart="always", from_zero=True),
+    "pruning_gradual": Variant(_partial("global", from_init=True, fixed_share=0.8), restart="always", from_zero=True),
     "iterative": Variant(_partial(fixed_share=0.2), restart="doubled"),
     "magnitude": Variant(
         lambda c, same, fresh: methods.magnitude_mask(rate=c.sparse_rate, **_wire(c)), restart="doubled", epochs=2

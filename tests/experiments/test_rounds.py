@@ -175,7 +175,7 @@ def test_the_variants_of_the_paper_all_run(tmp_path):
     rows = rounds.run(config, tmp_path)
     assert {row.method for row in rows} == set(rounds.VARIANTS)
     assert all(np.isfinite(row.accuracy) for row in rows)
-    assert {row.method for row in rows if row.restart and row.round == 1} <= {"pruning"}
+    assert {row.method for row in rows if row.restart and row.round == 1} <= {"pruning", "pruning_gradual"}
 
 
 @pytest.mark.parametrize(
