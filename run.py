@@ -1,34 +1,50 @@
 """Runs an experiment: `python run.py` is the quickstart, `python run.py --help` lists everything."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
 
-from experiments import by_name, flag_groups
-from updcomp.wire.errors import Error
+def main(arguments: Sequence[str]) -> int:
+    """Runs the experiment that the flags name.
 
+    Args:
+      arguments: the flags.
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a wrong one is one line and exit status 2."""
+    Returns:
+      The exit status: 0; 2 after an error in the input, which is one line; 130 after Ctrl-C.
+    """
     try:
-        return flags.FLAGS(argv)
+        return _run(arguments)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "run.py", *arguments])
+        print(f"\nupdcomp: interrupted; this goes on where it was: {command}", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # Here, as JAX takes seconds to import, in which Ctrl-C is one line as well.
+    from absl import flags, logging
+
+    from experiments import by_name, flag_groups
+    from updcomp.wire.errors import Error
+
+    if {"--help", "-help", "-h"} & set(arguments):
+        print(flag_groups.help_text())
+        return 0
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a checkpoint
+    values = flag_groups.define()
+    try:
+        rest = values(["run.py", *arguments])[1:]
+        if rest:
+            raise Error(f"expected flags only, found {rest[0]!r}; see python run.py --help")
+        experiment = by_name(values.experiment)
+        config = flag_groups.configure(experiment.Config, values.experiment, values)
+        experiment.run(config, Path(values.workdir or Path("runs") / values.experiment))
     except flags.Error as error:
         print(f"updcomp: error: {error}; see python run.py --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def main(argv: list[str]) -> int:
-    """Runs the experiment that the flags name; an error in the input is one line and exit status 2."""
-    if len(argv) > 1:
-        print(f"updcomp: error: expected flags only, found {argv[1]!r}; see python run.py --help", file=sys.stderr)
         return 2
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a checkpoint
-    name = flags.FLAGS.experiment
-    try:
-        experiment = by_name(name)
-        config = flag_groups.configure(experiment.Config, name)
-        experiment.run(config, Path(flags.FLAGS.workdir or Path("runs") / name))
     except Error as error:
         print(f"updcomp: error: {error}", file=sys.stderr)
         return 2
@@ -36,8 +52,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flag_groups.define()
-    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        print(flag_groups.help_text())
-    else:
-        app.run(main, flags_parser=parse)
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,7 @@
-"""Experiments: one module each, with a `Config` of all its settings and a `run(config, workdir)` function."""
+"""Experiments: one module each, with a `Config` of all its settings and a `run(config, workdir)` function.
+
+A new experiment is one module and one line in `EXPERIMENTS`.
+"""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,7 +9,7 @@ from types import ModuleType
 from updcomp.wire.errors import Error
 
 EXPERIMENTS = {
-    "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in two minutes",
+    "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in a minute",
     "compare": "the same comparison on any dataset, model and shift",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",

@@ -1,144 +1,138 @@
-"""Every method at several settings on one change of the world: bytes against accuracy.
+"""Every method at several settings on one change of the world: bytes against the score.
 
-Each update is a file, applied by a device in a process of its own; accuracy is measured on what that process wrote.
+Each update is a file, applied by a device in a process of its own; the score is that of what this process wrote.
 """
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from experiments import report, worlds
-from experiments.results import Results, Row, command, row_of
+from experiments import comparison_report, images, runs
+from experiments.config import command
+from experiments.results import Results, Row
+from experiments.runs import Run, Scores
+from experiments.settings import (
+    DEFAULTS,
+    REFERENCE,
+    Cell,
+    Chosen,
+    ComparisonConfig,
+    Factories,
+    Table,
+    choose,
+    flags_of,
+    read_file,
+)
+from experiments.specs import describe
+from experiments.worlds import Worlds, keys_of
 from updcomp import protocol
-from updcomp.methods import METHODS, Method
-from updcomp.training import data, models
-from updcomp.training.evaluation import make_accuracy
-from updcomp.trees import PyTree
+from updcomp.methods import METHODS
 from updcomp.wire.errors import Error
-
-Setting = dict[str, Any]
-
-SETTINGS: dict[str, list[Setting]] = {
-    "full": [{"bits": None}, {"bits": 8}, {"bits": 4}, {"bits": 3}, {"bits": 2}],
-    "partial": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03)],
-    "low_rank": [{"rank": rank, "bits": 2, "aux": 4} for rank in (1, 2, 4, 8)],
-    "subspace": [{"rank": rank, "bits": 2} for rank in (8, 16, 24, 32, 48)],
-    "random_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03)],
-    "magnitude_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03)],
-}
-REFERENCE: tuple[str, Setting] = ("full", {"bits": None})  # every other update is measured against it
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(worlds.WorldConfig):
+class Config(images.ShiftConfig, ComparisonConfig):
     """What is compared."""
-
-    methods: tuple[str, ...] = ("full", "partial", "low_rank", "subspace", "random_mask")
-    seeds: int = 3
-
-
-def describe(setting: Setting) -> str:
-    """A setting as it stands in tables and rows.
-
-    >>> describe({"rank": 4, "bits": 8})
-    'rank=4 bits=8'
-    """
-    return " ".join(f"{name}={value}" for name, value in setting.items())
 
 
 def run(
-    config: Config, workdir: Path, *, experiment: str = "compare", settings: dict[str, list[Setting]] = SETTINGS
+    config: Any,
+    workdir: Path,
+    *,
+    experiment: str = "compare",
+    worlds: Callable[[Any], Worlds] = images.shifted,
+    defaults: Table = DEFAULTS,
+    factories: Factories = METHODS,
 ) -> list[Row]:
     """Trains, sends, applies and measures every update; what is in `results.jsonl` already is not done again.
 
+    Several processes with the same flags share the work.
+
     Args:
-      config: what is compared.
+      config: what is compared: a `ComparisonConfig` with all that `worlds` needs.
       workdir: where everything goes.
       experiment: its name, for the rows.
-      settings: method -> the settings to try.
+      worlds: config -> the worlds of the seeds, of any task.
+      defaults: method -> the settings to try where no flag says otherwise.
+      factories: method -> its factory.
 
     Returns:
       All rows, the raw full update first.
 
     Raises:
-      Error: a flag or the folder does not fit.
+      Error: a flag or the folder does not fit; nothing has been trained or written by then.
     """
-    if unknown := sorted(set(config.methods) - set(settings)):
-        raise Error(f"--methods: expected some of {', '.join(settings)}, found {unknown[0]!r}")
-    source = data.load(config.dataset, data_dir=config.data_dir)
-    bench = _Bench(config, workdir, experiment, source)
-    chosen = [(name, setting) for name in config.methods for setting in settings[name]]
-    cells = [REFERENCE, *(cell for cell in chosen if cell != REFERENCE)]
-    with tqdm(total=config.seeds * len(cells), unit="update", dynamic_ncols=True) as progress:
-        built = [(name, describe(setting), METHODS[name](**setting)) for name, setting in cells]
+    chosen = choose(config, defaults=defaults, factories=factories)
+    results = Results(workdir, experiment, config)
+    world_of = worlds(config)
+    with tqdm(total=config.seeds * len(chosen.cells), unit="update", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
-            bench.start(seed)
-            for name, setting, method in built:
-                progress.set_description(f"seed {seed} {name} {setting}")
-                bench.measure(name, setting, method)
-                progress.update()
-    title = f"{config.dataset}, {config.model}, {config.shift}: accuracy against update size"
-    print(report.write(workdir, bench.results.rows, command=command(experiment, config), title=title))
+            world = world_of(seed)
+            results.claim()
+            run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
+            _compare(run, chosen.cells, progress)
+    rows = results.rows
+    shown = command(experiment, _of_rows(config, results, rows, chosen, defaults), workdir)
+    print(comparison_report.write(workdir, rows, world.score, command=shown, title=world.title))
     print(f"\nReport, plot, rows and update files: {workdir}")
-    return bench.results.rows
+    return rows
 
 
-class _Bench:
-    """The world, the deployed model and the results of the seed at hand."""
+def _compare(run: Run, cells: Sequence[Cell], progress: Any) -> None:
+    """All rows of a seed."""
+    held = run.deployed()
+    before = run.scores(held.variables)
 
-    def __init__(self, config: Config, workdir: Path, experiment: str, source: data.Source) -> None:
-        self.config, self.workdir, self.experiment, self.source = config, workdir, experiment, source
-        self.model = models.by_name(config.model, num_classes=source.num_classes)
-        self.results = Results(workdir, config)
-        self.accuracy = make_accuracy(self.model.apply)
+    def lock_of(cell: Cell) -> Path:
+        name = runs.file_name(run.identity(cell.method, cell.setting))
+        return run.results.workdir / "device" / f"{name}.lock"
 
-    def start(self, seed: int) -> None:
-        """Makes the seed's world and deploys its model."""
-        self.seed = seed
-        self.world = worlds.make(self.config, self.source, self.model, seed)
-        self.results.keep_settings()
-        checkpoint = self.workdir / "checkpoints" / f"deployed-{seed}"
-        self.deployed: PyTree = worlds.deployed_model(self.config, self.world, self.model, seed, checkpoint.absolute())
-        self.deployed_accuracy = self.accuracy(self.deployed, self.world.test)
-        self.deployed_validation_accuracy = self.accuracy(self.deployed, self.world.task.validation)
-        (self.workdir / "device").mkdir(exist_ok=True)
-        (self.workdir / "updates").mkdir(exist_ok=True)
-        self.held = protocol.save(self.deployed, self.workdir / "device" / f"deployed-{seed}.safetensors")
+    def measure(cell: Cell) -> None:
+        progress.set_description(f"seed {run.seed} {cell.method} {describe(cell.setting)}")
+        _measure(run, cell, held, before)
+        progress.update()
 
-    def measure(self, name: str, setting: str, method: Method) -> None:
-        """One row: trains, sends, applies and evaluates, unless it is there already."""
-        cell = f"{name}-{setting.replace(' ', '-')}-seed{self.seed}"
-        trainings = self.workdir / "checkpoints" / cell
-        if self.results.find(name, setting, self.seed):
-            shutil.rmtree(trainings, ignore_errors=True)
-            return
-        update = self.workdir / "updates" / f"{cell}.upd"
-        task = self.world.task._replace(checkpoints=trainings)
-        new = self.held.file.with_stem("updated")
-        done = protocol.run_round(worlds.keys_of(self.seed).update, method, self.held, task, update=update, new=new)
-        accuracy = self.accuracy(done.variables, self.world.test)
-        reference = self.results.find(REFERENCE[0], describe(REFERENCE[1]), self.seed)
-        config = self.config
-        row = row_of(
-            done,
-            experiment=self.experiment,
-            dataset=config.dataset,
-            model=config.model,
-            method=name,
-            setting=setting,
-            seed=self.seed,
-            round=0,
-            accuracy=accuracy,
-            full_update_accuracy=reference.accuracy if reference else accuracy,
-            deployed_accuracy=self.deployed_accuracy,
-            validation_accuracy=self.accuracy(done.variables, task.validation),
-            deployed_validation_accuracy=self.deployed_validation_accuracy,
-            samples=len(task.train.labels),
-            restart=False,
-            trained_accuracy=accuracy if done.sent else self.accuracy(done.trained, self.world.test),
+    with runs.alone(lock_of(cells[0]), wait=True):  # the others' rows tell how well the reference does
+        measure(cells[0])
+    for cell in runs.shared(cells[1:], lock_of):
+        measure(cell)
+
+
+def _measure(run: Run, cell: Cell, held: protocol.Copy, before: Scores) -> None:
+    """One row: trains, sends, applies and evaluates, unless it is there already."""
+    identity, workdir = run.identity(cell.method, cell.setting), run.results.workdir
+    name = runs.file_name(identity)
+    trainings, new = workdir / "checkpoints" / name, workdir / "device" / f"{name}.safetensors"
+    if run.results.find(identity) is None:
+        done = protocol.run_round(
+            keys_of(run.seed).update,
+            cell.make,
+            held,
+            run.world.task._replace(checkpoints=trainings),
+            update=workdir / "updates" / f"{name}.upd",
+            new=new,
         )
-        self.results.append(row)
-        shutil.rmtree(trainings, ignore_errors=True)
+        samples = runs.samples_of(run.world.task)
+        run.record(identity, done, before, reference=run.identity(*REFERENCE), samples=samples)
+    new.unlink(missing_ok=True)
+    shutil.rmtree(trainings, ignore_errors=True)
+
+
+def _of_rows(config: Any, results: Results, rows: Sequence[Row], chosen: Chosen, defaults: Table) -> Any:
+    """The settings that make all these rows: several starts may have added methods, settings and seeds."""
+    path, from_file = results.settings["settings_file"], chosen.from_file
+    if path and not config.settings_file:
+        with contextlib.suppress(Error):  # an earlier start's, which need not be there any more
+            from_file = read_file(path)[1]
+    compared = list({runs.file_name(i._replace(seed=0)): (i.method, i.setting) for i, _ in rows}.values())
+    return dataclasses.replace(
+        config,
+        seeds=1 + max(row.identity.seed for row in rows),
+        settings_file=path,
+        **flags_of(compared, from_file, defaults),
+    )

@@ -1,120 +1,151 @@
-"""All flags, in groups. A flag that is not given leaves an experiment's own default (its `Config`) in place."""
+"""Flags made of the experiments' settings: every field of a `Config` that has a help text is one.
+
+A flag that is not given leaves an experiment's own default in place.
+"""
 
 import dataclasses
+import inspect
 import textwrap
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
-from experiments import EXPERIMENTS
-from updcomp.training.models import MODELS
+from experiments import EXPERIMENTS, by_name
+from experiments.config import described
 from updcomp.wire.errors import Error
 
 ConfigT = TypeVar("ConfigT")
 
-
-class Flag(NamedTuple):
-    """One flag."""
-
-    name: str
-    kind: str  # the absl flag type: string, integer, float, bool or list
-    help: str
-
-
-GROUPS: dict[str, list[Flag]] = {
-    "Data": [
-        Flag("dataset", "string", "digits, or any TFDS image-classification dataset prepared under --data_dir"),
-        Flag("data_dir", "string", "folder of prepared TFDS datasets"),
-        Flag("shift", "string", "how the world changes after deployment: rotation, contrast_noise or classes"),
-        Flag(
-            "pretrain_samples",
-            "integer",
-            "samples that the deployed model is trained on (with --shift=classes, those of its classes)",
-        ),
-        Flag("samples", "integer", "new samples that the server retrains on"),
-        Flag("validation_samples", "integer", "samples that choose the best epoch; in rounds they are test images"),
-    ],
-    "Model and training": [
-        Flag("model", "string", ", ".join(MODELS)),
-        Flag("optimizer", "string", "adam, or sgd with Nesterov momentum 0.9 and weight decay 1e-4"),
-        Flag("schedule", "string", "of the learning rate: tenth or fifth (after each third), cosine or constant"),
-        Flag("learning_rate", "float", "at the start of each training; methods multiply it"),
-        Flag("pretrain_epochs", "integer", "epochs that the deployed model was trained for"),
-        Flag("epochs", "integer", "epochs of each training of an update"),
-        Flag("batch_size", "integer", "samples per step"),
-        Flag("devices", "integer", "devices that every batch is split over"),
-    ],
-    "Methods": [
-        Flag(
-            "methods",
-            "list",
-            "which to compare: full, partial, low_rank, subspace, random_mask, magnitude_mask; in rounds: fu, fu_last, "
-            "fu_fresh, dpu, dpu_no_restart, gcpu, lcpu, rpu, pruning, pruning_gradual, iterative, magnitude",
-        ),
-        Flag("seeds", "integer", "how many seeds; each has its own deployed model, samples and order"),
-    ],
-    "Rounds": [
-        Flag("rounds", "integer", "how many rounds; the training set is cumulative"),
-        Flag("initial_samples", "integer", "samples of the first round"),
-        Flag("step_samples", "integer", "samples that each later round adds"),
-        Flag("ratio", "float", "updating ratio: the share of all kernels' weights that is sent, above 0 and at most 1"),
-        Flag("bits", "integer", "of each sent weight's delta, from 2 to 16"),
-        Flag("aux", "integer", "bits of the deltas of biases, norms and statistics: 4, 8, 16, or 0 to send none"),
-        Flag("sparse_rate", "float", "multiplies the learning rate of trainings that move the sent weights only"),
-        Flag("keep_moments", "bool", "the sparse training goes on with the full one's optimizer state"),
-    ],
+PRESETS = Path(__file__).parent / "presets"
+_KINDS: dict[Any, str] = {
+    int: "integer",
+    float: "float",
+    bool: "bool",
+    str: "string",
+    str | None: "string",
+    tuple[str, ...]: "list",
 }
 
 
-def define() -> None:
-    """Defines every flag; called once by the entry point, so that notebooks can import experiments without flags."""
-    flags.DEFINE_string("experiment", "quickstart", f"which experiment to run: {', '.join(EXPERIMENTS)}")
-    flags.DEFINE_string("workdir", None, "folder for results; default runs/EXPERIMENT; a second start there continues")
-    for group in GROUPS.values():
-        for flag in group:
-            getattr(flags, f"DEFINE_{flag.kind}")(flag.name, None, flag.help)
+class Flag(NamedTuple):
+    """One setting in the class that declares it."""
+
+    field: dataclasses.Field[Any]
+    help: str
+    defaults: dict[str, Any]  # experiment -> its default, of the experiments that read it
 
 
-def configure(config: type[ConfigT], experiment: str) -> ConfigT:
+def configs() -> dict[str, type]:
+    """Experiment -> its `Config`."""
+    return {name: by_name(name).Config for name in EXPERIMENTS}
+
+
+def sections() -> dict[type, list[Flag]]:
+    """The classes that declare settings, each with its flags, in the order in which experiments come to them."""
+    found: dict[type, dict[str, Flag]] = {}
+    for experiment, config in configs().items():
+        for field in dataclasses.fields(config):
+            if owner := _owner(config, field.name):
+                text = described(config, field.name)["help"]
+                flag = found.setdefault(owner, {}).setdefault(field.name, Flag(field, text, {}))
+                flag.defaults[experiment] = field.default
+    # A benchmark's settings are explained where an experiment declares the same name.
+    for experiment, config in configs().items():
+        for field in dataclasses.fields(config):
+            elsewhere = next((own[field.name] for own in found.values() if field.name in own), None)
+            if elsewhere and not _owner(config, field.name):
+                elsewhere.defaults[experiment] = field.default
+    return {owner: list(own.values()) for owner, own in found.items()}
+
+
+def _owner(config: type, name: str) -> type | None:
+    """The class that gives a setting its help."""
+    for base in config.__mro__:
+        own = getattr(base, "__dataclass_fields__", {}).get(name)
+        if own is not None and name in inspect.get_annotations(base) and "help" in own.metadata:
+            return base
+    return None
+
+
+def define() -> flags.FlagValues:
+    """Defines every flag, in a set of its own, so that notebooks and tests can have several."""
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    flags.DEFINE_string("experiment", "quickstart", "which experiment to run", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder for results", flag_values=values)
+    for flag in (flag for section in sections().values() for flag in section):
+        name, kind = flag.field.name, _KINDS[flag.field.type]
+        if name not in values:
+            # Values of settings contain commas: that flag is given several times instead.
+            kind = "multi_string" if name == "settings" else kind
+            getattr(flags, f"DEFINE_{kind}")(name, None, flag.help, flag_values=values)
+    return values
+
+
+def configure(config: type[ConfigT], experiment: str, values: flags.FlagValues) -> ConfigT:
     """An experiment's settings: its defaults, and every flag that was given.
 
     Args:
       config: the experiment's dataclass.
       experiment: its name, for the message.
+      values: the parsed flags.
 
     Returns:
       An instance.
 
     Raises:
-      Error: a flag was given that this experiment does not read.
+      Error: a flag was given that this experiment does not read, or a value does not fit.
     """
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for flag in (flag for group in GROUPS.values() for flag in group):
-        value = flags.FLAGS[flag.name].value
-        if value is None:
+    for name in values:
+        value = values[name].value
+        if value is None or name in ("experiment", "workdir"):
             continue
-        if flag.name not in names:
-            expected = ", ".join(f"--{name}" for name in names)
-            raise Error(f"--{flag.name}: {experiment} does not read it; it takes {expected}")
-        given[flag.name] = tuple(value) if flag.kind == "list" else value
+        if name not in names:
+            expected = ", ".join(f"--{known}" for known in names if known in values)
+            raise Error(f"--{name}: {experiment} does not read it; it takes {expected or 'no such flag'}")
+        given[name] = tuple(value) if isinstance(value, list) else value
     return config(**given)
 
 
 def help_text() -> str:
-    """What --help prints: how to start, the experiments, and every flag in its group."""
+    """What --help prints: how to start, the experiments, the presets, and every flag with its defaults."""
     lines = ["updcomp: the smallest update that turns the deployed model into the new one.", ""]
     lines += ["  python run.py [--experiment=NAME] [--workdir=FOLDER] [--flagfile=PRESET] [flags]", "", "Experiments:"]
     lines += [_entry(name, text) for name, text in EXPERIMENTS.items()]
-    general = [("--experiment", "which one; default quickstart"), ("--workdir", "results; default runs/EXPERIMENT")]
-    general.append(("--flagfile", "a file with one flag per line, such as those in experiments/presets"))
-    lines += ["", "General:", *(_entry(name, text) for name, text in general)]
-    for title, group in GROUPS.items():
-        lines += ["", f"{title}:", *(_entry(f"--{flag.name}", flag.help) for flag in group)]
-    return "\n".join(
-        [*lines, "", "A flag that an experiment does not read is an error, and the message lists those it does."]
-    )
+    lines += ["", f"Presets (--flagfile={PRESETS.parent.name}/{PRESETS.name}/NAME.flags):"]
+    lines += [_entry(path.stem, _first_line(path)) for path in sorted(PRESETS.glob("*.flags"))]
+    lines += ["", "General:", _entry("--experiment", "which experiment to run; default quickstart")]
+    lines += [_entry("--workdir", "folder for results; default runs/EXPERIMENT; a second start there continues")]
+    lines += [_entry("--flagfile", "a file with one flag per line, such as a preset")]
+    for owner, own in sections().items():
+        readers = dict.fromkeys(name for flag in own for name in flag.defaults)
+        lines += ["", f"{inspect.getdoc(owner).splitlines()[0].rstrip('.')} ({', '.join(readers)}):"]  # type: ignore[union-attr]
+        lines += [_entry(f"--{flag.field.name}", f"{flag.help}{_defaults(flag)}") for flag in own]
+    return "\n".join([*lines, "", "A flag that an experiment does not read is an error."])
+
+
+def _defaults(flag: Flag) -> str:
+    """The default, of each experiment where they differ. Nothing where the help says what happens without the flag."""
+    experiments: dict[str, list[str]] = {}
+    for name, default in flag.defaults.items():
+        if default not in (None, ()):
+            experiments.setdefault(_shown(default), []).append(name)
+    if len(experiments) == 1:
+        return f" (default {next(iter(experiments))})"
+    texts = [f"{value} in {', '.join(names)}" for value, names in experiments.items()]
+    return f" (default {'; '.join(texts)})" if texts else ""
+
+
+def _shown(default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text().splitlines()[0].removeprefix("#").strip()
 
 
 def _entry(name: str, text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24)
+    wrapper = textwrap.TextWrapper(110, f"  {name:<24}", " " * 26, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text)

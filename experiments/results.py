@@ -1,142 +1,235 @@
 """Rows of results on disk: appended one by one, so that a killed experiment continues where it was."""
 
+import csv
 import dataclasses
 import fcntl
+import importlib
+import io
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from updcomp import protocol
+from experiments import specs
+from experiments.config import described, unchanged
+from experiments.specs import Setting
 from updcomp.edge import files
 from updcomp.wire.errors import Error
 
-# What a second start may change: the same data may lie elsewhere by now, and more methods, seeds and rounds add rows.
-_EXTENSIBLE = {"data_dir", "methods", "seeds", "rounds"}
 
-
-class Row(NamedTuple):
-    """One update of one method; one line of `results.jsonl`."""
+class Identity(NamedTuple):
+    """Which update a row is about; the same update is never made twice."""
 
     experiment: str
     dataset: str
     model: str
+    about: dict[str, str]  # what else tells the data apart, such as {"shift": "rotation"} or the digest of a text
     method: str
-    setting: str  # the method's options, such as "rank=4 bits=8 aux=16"
+    setting: Setting  # the method's options, such as {"rank": 4, "bits": 2}
     seed: int
     round: int
-    update_bytes: int  # size of the update file
-    accuracy: float  # on the test set, of the model that the device wrote
-    full_update_accuracy: float | None  # of the raw full update, same seed and round; None where that was not run
-    deployed_accuracy: float  # of the model before the update
-    train_seconds: float  # since the last start of the experiment
-    encode_seconds: float
-    apply_seconds: float  # the device's process, its start included
-    validation_accuracy: float  # of the model that the device wrote; what settings are chosen by
-    deployed_validation_accuracy: float  # of the model before the update
-    samples: int  # that the update was trained on
-    restart: bool  # the update is relative to the first model rather than to the one before
-    sent: bool  # False: training gave nothing better on validation data, and an empty update went out
-    trained_accuracy: float  # on the test set, of the model that training gave, sent or not
-    plain_bytes: int  # the same update as int32 positions and float32 values, aux leaves included; 0 where not sent
+
+
+class Row(NamedTuple):
+    """One update of one method.
+
+    A line of `results.jsonl` is one flat JSON object: the fields of the identity, in which `about` and `setting` are
+    objects, and then every metric by its name. Where the score is called "accuracy", the metrics are
+
+      update_bytes: size of the update file.
+      plain_bytes: the same update as int32 positions and float32 values; 0 where nothing was sent.
+      sent: false where training gave nothing better on validation data, and an empty update went out.
+      accuracy: on the test data, of the model that the device wrote.
+      full_update_accuracy: of the full update, same seed and round; null where that was not run.
+      deployed_accuracy: of the model before the update.
+      trained_accuracy: of the model that training gave, sent or not.
+      validation_accuracy: of the model that the device wrote, on the validation data; what settings are chosen by.
+      deployed_validation_accuracy: of the model before the update.
+      train_seconds: making the update, without compile_seconds; since the last start of the experiment.
+      compile_seconds, encode_seconds: of the same update.
+      apply_seconds: the device's process, its start included.
+      samples: that the update was trained on.
+      restart: whether the update is relative to the first model rather than to the one before.
+    """
+
+    identity: Identity
+    metrics: dict[str, Any]
 
 
 class Results:
     """The rows in a working folder."""
 
-    def __init__(self, workdir: Path, config: Any) -> None:
-        """Opens or creates the folder.
+    def __init__(self, workdir: Path, experiment: str, config: Any) -> None:
+        """Checks that the folder is not in use with other settings; writes nothing.
 
         Args:
           workdir: the experiment's folder.
-          config: the experiment's settings, a dataclass.
+          experiment: its name.
+          config: its settings, a dataclass.
 
         Raises:
-          Error: the folder holds results of other settings.
+          Error: it is.
         """
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Error(f"--workdir: {workdir}: cannot make this folder: {error.strerror}") from None
-        self._path = workdir / "results.jsonl"
-        self._config = workdir / "config.json"
-        self._settings = json.loads(json.dumps(dataclasses.asdict(config)))
-        _check_same_settings(self._config, self._settings)
+        self.workdir, self.experiment, self._config = workdir, experiment, config
+        self._path, self._settings_path = workdir / "results.jsonl", workdir / "config.json"
+        self._check()
 
-    def keep_settings(self) -> None:
-        """Writes the settings beside the rows; from here on, the folder is theirs.
+    def claim(self) -> None:
+        """Makes the folder and writes the settings; from here on, it is theirs.
 
         To be called once they have proved to fit, before anything is trained: its checkpoints are theirs as well.
 
         Raises:
-          Error: another process was faster, with other settings.
+          Error: the folder cannot be made, or another process was faster, with other settings.
         """
-        _check_same_settings(self._config, self._settings)
-        if not self._config.exists():
-            files.write_bytes(self._config, json.dumps(self._settings, indent=2).encode())
+        try:
+            for name in ("device", "updates"):
+                (self.workdir / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Error(f"--workdir: {self.workdir}: cannot make this folder: {error.strerror}") from None
+        before = self._check()
+        now = {name: before.get(name) if value is None else value for name, value in self._now().items()}
+        if now != before:
+            files.write_bytes(self._settings_path, json.dumps(now, indent=2).encode())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the latest start; those that it was not given are of the one before."""
+        if not self._settings_path.exists():
+            return {}
+        try:
+            return dict(json.loads(self._settings_path.read_text()))
+        except (ValueError, TypeError):
+            expected = "expected the settings as JSON, found something else"
+            raise Error(f"{self._settings_path}: {expected}; use another --workdir") from None
+
+    def _now(self) -> dict[str, Any]:
+        settings = {"experiment": self.experiment, **dataclasses.asdict(self._config)}
+        return dict(json.loads(json.dumps(settings)))
+
+    def _check(self) -> dict[str, Any]:
+        """The settings that are there, which must go together with these."""
+        before, now = self.settings, self._now()
+        for name in sorted(before.keys() | now.keys()) if before else ():
+            later = described(type(self._config), name).get("later", unchanged)
+            if not later(before.get(name), now.get(name)):
+                found = f"expected {before.get(name)!r} as in {self._settings_path}, found {now.get(name)!r}"
+                advice = "give the same flags to continue, or another --workdir to start anew"
+                raise Error(f"--{name}: {found}; {advice}")
+        return before
 
     @property
     def rows(self) -> list[Row]:
         """All rows so far, those of other processes in this folder included."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        try:
-            # A line without its end is being written, or was when the run was killed.
-            return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
-        except (ValueError, TypeError):
-            expected = "expected one row of this version per line"
-            raise Error(f"{self._path}: {expected}, found another; use another --workdir") from None
+        return read(self._path)
 
-    def find(self, method: str, setting: str, seed: int, round_: int = 0) -> Row | None:
-        """The row of an update that is done already."""
-        wanted = (method, setting, seed, round_)
-        return next((row for row in self.rows if (row.method, row.setting, row.seed, row.round) == wanted), None)
+    def find(self, identity: Identity) -> Row | None:
+        """The row of an update that is done already.
+
+        Raises:
+          Error: it is there, but of other data.
+        """
+        for row in self.rows:
+            if row.identity == identity:
+                return row
+            if row.identity._replace(about=identity.about) == identity:
+                expected = f"expected rows about the same data, {identity.about}, found {row.identity.about}"
+                raise Error(f"{self._path}: {expected}; use another --workdir")
+        return None
 
     def append(self, row: Row) -> None:
-        """Adds a row, on disk before it returns."""
+        """Adds a row, on disk before it returns, and writes `results.csv` anew."""
         with self._path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(json.dumps(row._asdict()).encode() + b"\n")
+            file.write(json.dumps({**row.identity._asdict(), **row.metrics}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+            files.write_bytes(self.workdir / "results.csv", to_csv(self.rows).encode())
 
 
-def row_of(result: protocol.Round, **fields: Any) -> Row:
-    """A row with what the protocol measured of a round, and the other fields by name."""
-    measured = ("update_bytes", "plain_bytes", "sent", "train_seconds", "encode_seconds", "apply_seconds")
-    return Row(**{name: getattr(result, name) for name in measured}, **fields)
+def read(path: Path) -> list[Row]:
+    """Reads `results.jsonl`.
+
+    Args:
+      path: of the file; no rows if it is not there.
+
+    Returns:
+      Its rows. A last line without its end is being written, or was when the run was killed, and does not count.
+
+    Raises:
+      Error: a line is no row of this version.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        return [_row(json.loads(line)) for line in lines if line.endswith("\n")]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        expected = "expected one row of this version per line"
+        raise Error(f"{path}: {expected}, found another; use another --workdir") from None
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    identity = Identity(**{name: fields.pop(name) for name in Identity._fields})
+    identity.about.items(), identity.setting.items()  # those of other versions were no objects
+    return Row(identity, fields)
+
+
+def flat(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows as one level of columns, for tables.
+
+    Args:
+      rows: any.
+
+    Returns:
+      For each row its identity, with `setting` as text and each option as `setting_rank` and so on, what is in `about`
+      as `about_shift` and so on, and the metrics. All have the same columns; None where a row lacks one.
+    """
+    parts = [_parts(row) for row in rows]
+    columns = [name for part in zip(*parts, strict=True) for fields in part for name in fields]
+    return [{name: {**one, **two, **three}.get(name) for name in dict.fromkeys(columns)} for one, two, three in parts]
+
+
+def _parts(row: Row) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    names = {**row.identity._asdict(), "setting": specs.describe(row.identity.setting)}
+    about = {f"about_{name}": value for name, value in names.pop("about").items()}
+    return names, {**about, **{f"setting_{name}": value for name, value in row.identity.setting.items()}}, row.metrics
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """The rows as CSV with the columns of `flat`; empty where a row has none."""
+    out = io.StringIO()
+    if table := flat(rows):
+        writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return out.getvalue()
+
+
+def frame(workdir: str | Path) -> Any:
+    """The rows of an experiment as a pandas DataFrame, one column for each of `flat`'s.
+
+    Args:
+      workdir: the experiment's folder.
+
+    Returns:
+      A `pandas.DataFrame`, such as for `frame.groupby(["method", "setting"]).accuracy.mean()`.
+
+    Raises:
+      Error: there are no results, or pandas is not installed.
+    """
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError:
+        raise Error("results.frame: expected pandas, found it not installed; pip install pandas") from None
+    rows = read(Path(workdir) / "results.jsonl")
+    if not rows:
+        raise Error(f"{workdir}: expected rows in results.jsonl, found none; run an experiment with this --workdir")
+    return pandas.DataFrame(flat(rows))
 
 
 def write_figures(workdir: Path, name: str, figures: dict[str, Any]) -> None:
     """Writes what a benchmark measured as `NAME.json`."""
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_bytes(workdir / f"{name}.json", json.dumps(figures, indent=2).encode())
-
-
-def _check_same_settings(path: Path, settings: dict[str, Any]) -> None:
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text())
-    except ValueError:
-        raise Error(f"{path}: expected the settings as JSON, found something else; use another --workdir") from None
-    names = (before.keys() | settings.keys()) - _EXTENSIBLE
-    changed = sorted(name for name in names if before.get(name) != settings.get(name))
-    if changed:
-        name = changed[0]
-        found = f"--{name}: expected {before.get(name)!r} as in {path}, found {settings.get(name)!r}"
-        raise Error(f"{found}; give the same flags to continue, or another --workdir to start anew")
-
-
-def command(experiment: str, config: Any) -> str:
-    """The command that runs an experiment with these settings: every flag that is not at its default."""
-    changed = [
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
-    ]
-    flags = (f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in changed)
-    return " ".join([f"python run.py --experiment={experiment}", *flags])

@@ -3,9 +3,7 @@
 Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,41 +14,67 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import rounds_report, trainings
-from experiments.results import Results, Row, command, row_of
+from experiments import images, rounds_report, runs
+from experiments.config import above_zero, anything, at_least, command, one_of, setting
+from experiments.results import Results, Row
 from experiments.rounds_report import REFERENCE
-from updcomp import methods, protocol, selection, trees
-from updcomp.methods.base import Method, Start, check_options
-from updcomp.training import data, devices, models
-from updcomp.training.evaluation import make_accuracy
+from experiments.runs import Run
+from experiments.specs import Setting
+from experiments.trainings import TrainingConfig, check_rows, task_of
+from experiments.worlds import World, Worlds
+from updcomp import methods, partition, protocol, trees
+from updcomp.methods import Method
+from updcomp.training import data, devices
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
+Start = Callable[[jax.Array], PyTree]  # PRNG key -> the model that training starts from
+
 
 @dataclasses.dataclass(frozen=True)
-class Config(trainings.TrainingConfig):
-    """What is compared; the defaults are the paper's for MNIST."""
+class Config(images.ImageConfig, TrainingConfig):
+    """Rounds on growing data; the usual values are the paper's for MNIST."""
 
     learning_rate: float = 5e-3
     epochs: int = 30
-    rounds: int = 60
-    initial_samples: int = 1_000
-    step_samples: int = 1_000
-    validation_samples: int = 3_000
-    methods: tuple[str, ...] = ("fu", "dpu", "dpu_no_restart", "gcpu", "lcpu", "rpu", "pruning")
-    seeds: int = 1
-    ratio: float = 0.005
-    bits: int = 16
-    aux: int = dataclasses.field(default=16, metadata={"least": 0})
-    sparse_rate: float = 1.0
-    keep_moments: bool = False
+    methods: tuple[str, ...] = setting(
+        ("fu", "dpu", "dpu_no_restart", "gcpu", "lcpu", "rpu", "pruning"),
+        "which to compare; there are fu_last, fu_fresh, pruning_gradual, iterative and magnitude as well",
+        later=anything,
+    )
+    rounds: int = setting(60, "how many rounds; the training set is cumulative", later=anything)
+    initial_samples: int = setting(1_000, "samples of the first round")
+    step_samples: int = setting(1_000, "samples that each later round adds")
+    validation_samples: int = setting(3_000, "test images that choose the best epoch, and whether an update is sent")
+    seeds: int = setting(1, "how many seeds; each has its own first model and order of samples", later=anything)
+    ratio: float = setting(0.005, "the share of all kernels' weights that is sent", check=above_zero(most=1))
+    bits: int = setting(16, "of each sent weight's delta, from 2 to 16", check=at_least(2, most=16))
+    aux: int = setting(
+        16,
+        "bits of the deltas of biases, norms and statistics: 4, 8, 16, or 0 to send none",
+        check=one_of((0, 4, 8, 16)),
+    )
+    sparse_rate: float = setting(1.0, "multiplies the learning rate of trainings that move the sent weights only")
+    keep_moments: bool = setting(False, "the sparse training goes on with the full one's optimizer state")
+
+    def __post_init__(self) -> None:
+        """Checks what needs no data.
+
+        Raises:
+          Error: a value does not fit.
+        """
+        super().__post_init__()
+        check_rows("initial_samples", self.initial_samples, self.batch_size)
+        if (unknown := sorted(set(self.methods) - set(VARIANTS))) or not self.methods:
+            found = repr(unknown[0]) if unknown else "none"
+            raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {found}")
 
 
 class Variant(NamedTuple):
     """One line of the paper's comparison: a method, and how the protocol runs it."""
 
     method: Callable[[Config, Start, Start], Method]  # (config, the shared random init, a fresh one each round)
-    restart: str = "never"  # see `protocol.growing`
+    restart: str = "never"  # see `growing`
     epochs: int = 1  # times --epochs in each training; the paper has 2 where a method trains once
     raw: bool = False  # sends every weight as it is, so that ratio and bits play no part
     from_zero: bool = False  # updates are relative to a model whose kernels are zero, which costs no bytes
@@ -94,6 +118,8 @@ VARIANTS = {
 def run(config: Config, workdir: Path) -> list[Row]:
     """Runs every method over all rounds; what is in `results.jsonl` already is not done again.
 
+    Several processes with the same flags share the work, a method and seed each.
+
     Args:
       config: what is compared.
       workdir: where everything goes: `updates/METHOD-seedN/round-000.upd` and so on are what travelled.
@@ -102,171 +128,165 @@ def run(config: Config, workdir: Path) -> list[Row]:
       All rows.
 
     Raises:
-      Error: a flag or the folder does not fit.
+      Error: a flag or the folder does not fit; nothing has been trained or written by then.
     """
-    if (unknown := sorted(set(config.methods) - set(VARIANTS))) or not config.methods:
-        raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {unknown[0] if unknown else 'none'!r}")
-    source = data.load(config.dataset, data_dir=config.data_dir)
-    series = _Series(config, workdir, source)
-    with tqdm(total=config.seeds * len(config.methods) * config.rounds, unit="round", dynamic_ncols=True) as progress:
+    results = Results(workdir, "rounds", config)
+    world_of = worlds(config)
+    total = config.seeds * len(config.methods) * config.rounds
+    with tqdm(total=total, unit="round", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
-            series.start(seed)
-            for name in config.methods:
-                for number in series.rounds(name):
+            world = world_of(seed)
+            results.claim()
+            run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
+            locks = {name: _file(run, name).with_suffix(".lock") for name in config.methods}
+            for name in runs.shared(config.methods, locks.__getitem__):
+                for number in _rounds(run, config, name):
                     progress.set_description(f"seed {seed} {name} round {number}")
                     progress.update()
-    rows = series.results.rows
-    shown = rounds_report.write(workdir, rows, command=command("rounds", _of_rows(config, rows)))
-    print(shown)
+    rows = results.rows
+    print(rounds_report.write(workdir, rows, command=command("rounds", _of_rows(config, rows), workdir)))
     print(f"\nReport, plot, rows and update files: {workdir}")
     return rows
 
 
-class _Series:
-    """The data, the first model and the results of the seed at hand."""
+def worlds(config: Config) -> Worlds:
+    """Worlds that stay as they are: all training samples, of which each round knows some more, and a part of the test.
 
-    def __init__(self, config: Config, workdir: Path, source: data.Source) -> None:
-        self.config, self.workdir, self.source = config, workdir, source
-        self.model = models.by_name(config.model, num_classes=source.num_classes)
-        _check(config, source, self._fresh)
-        self.results = Results(workdir, config)
-        self.results.keep_settings()
-        self.accuracy = make_accuracy(self.model.apply)
-        (workdir / "device").mkdir(exist_ok=True)
+    Args:
+      config: the experiment's settings.
 
-    def start(self, seed: int) -> None:
-        """The seed's order of samples, validation set and first model."""
-        self.seed = seed
-        self.order = np.random.default_rng(seed).permutation(len(self.source.train.labels))
-        count = len(self.source.test.labels) - self.config.validation_samples
-        validation, self.test = data.split(self.source.test, (self.config.validation_samples, count), seed=seed)
-        self.task = trainings.task_of(self.config, self.model, self.source.train, validation)
-        init_key, self.key = jax.random.split(jax.random.key(seed))
-        self.init = devices.replicate(self._fresh(init_key), self.task.mesh)
+    Returns:
+      seed -> `World`.
 
-    def rounds(self, name: str) -> Iterator[int]:
-        """Runs a method's rounds from where its rows end; yields the number of each round that is done."""
-        variant, cell = VARIANTS[name], f"{name}-seed{self.seed}"
-        stages = _stages(self.config, self.order, variant.restart)
-        with _alone(self.workdir / "device" / f"{cell}.lock"):
-            rows = self._done(name)
-            yield from range(min(len(rows), len(stages)))
-            if len(rows) >= len(stages):
-                return
-            first = self._first(variant, cell, resumed=bool(rows))
-            task = self.task._replace(
-                epochs=self.config.epochs * variant.epochs, checkpoints=self.workdir / "checkpoints" / cell
-            )
-            method = variant.method(self.config, lambda key: self.init, self._fresh)
-            folder = self.workdir / "updates" / cell
-            results = protocol.run_rounds(self.key, method, first, task, stages, folder=folder, done=len(rows))
-            before = (rows[-1].accuracy, rows[-1].validation_accuracy) if rows else self._accuracies(first.variables)
-            for number, result in enumerate(results, len(rows)):
-                row = self._row(name, number, stages[number], result, before)
-                self.results.append(row)
-                shutil.rmtree(self.workdir / "checkpoints" / cell, ignore_errors=True)
-                before = (row.accuracy, row.validation_accuracy)
-                yield number
+    Raises:
+      Error: the dataset is not there, or too small for the settings.
+    """
+    loaded = images.load(config)
+    train, test = loaded.source.train, loaded.source.test
+    if config.validation_samples >= len(test.labels):
+        expected = f"expected less than the {len(test.labels)} test images"
+        raise Error(f"--validation_samples: {expected}, found {config.validation_samples}; use fewer")
+    _stages(config, np.arange(len(train.labels)), "never")
 
-    def _done(self, name: str) -> list[Row]:
-        """A method's rows so far, one a round without a gap."""
-        rows = [row for row in self.results.rows if (row.method, row.seed) == (name, self.seed)]
-        if [row.round for row in rows] != list(range(len(rows))):
-            found = ", ".join(str(row.round) for row in rows)
-            expected = f"expected the rounds of {name} with seed {self.seed} one after another"
-            raise Error(f"{self.workdir}/results.jsonl: {expected}, found {found}; use another --workdir")
-        return rows
+    def world(seed: int) -> World:
+        counts = (config.validation_samples, len(test.labels) - config.validation_samples)
+        validation, rest = data.split(test, counts, seed=seed)
+        task = task_of(config, loaded.objective, train, validation)
+        title = f"{config.dataset}, {config.model}"
+        return World(config.dataset, config.model, title, loaded.init, None, task, rest, loaded.score)
 
-    def _first(self, variant: Variant, cell: str, *, resumed: bool) -> protocol.Copy:
-        """The model that a device is deployed with."""
-        first = _without_kernels(self.init) if variant.from_zero else self.init
-        path = self.workdir / "device" / f"{cell}.safetensors"
-        # Another machine may make other weights of the seed; the update files start from these.
-        return protocol.load(path, first) if resumed else protocol.save(first, path)
+    return world
 
-    def _setting(self, name: str) -> str:
-        config = self.config
-        if VARIANTS[name].raw:
-            return "raw"
-        setting = f"ratio={config.ratio} bits={config.bits} aux={config.aux} sparse_rate={config.sparse_rate}"
-        return setting + (" keep_moments" if config.keep_moments else "")
 
-    def _row(
-        self, name: str, number: int, stage: protocol.Stage, result: protocol.Round, before: tuple[float, float]
-    ) -> Row:
-        accuracy, validation_accuracy = self._accuracies(result.variables)
-        reference = self.results.find(REFERENCE, self._setting(REFERENCE), self.seed, number)
-        return row_of(
+def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
+    """Runs a method's rounds from where its rows end; yields the number of each round that is done."""
+    variant, rows = VARIANTS[name], _done(run, name)
+    order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
+    stages = _stages(config, order, variant.restart)
+    yield from range(min(len(rows), len(stages)))
+    if len(rows) >= len(stages):
+        return
+    init_key, key = jax.random.split(jax.random.key(run.seed))
+    init = devices.replicate(run.world.init(init_key), run.world.task.mesh)
+    start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, name)
+    # Another machine may make other weights of the seed; the update files start from these.
+    first = protocol.load(path, start) if rows else protocol.save(start, path)
+    checkpoints = run.results.workdir / "checkpoints" / path.stem
+    task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
+    method = variant.method(config, lambda key: init, run.world.init)
+    folder = run.results.workdir / "updates" / path.stem
+    results = protocol.run_rounds(key, method, first, task, stages, folder=folder, done=len(rows))
+    before = run.after(rows[-1]) if rows else run.scores(first.variables)
+    for number, result in enumerate(results, len(rows)):
+        row = run.record(
+            run.identity(name, _setting(config, name), number),
             result,
-            experiment="rounds",
-            dataset=self.config.dataset,
-            model=self.config.model,
-            method=name,
-            setting=self._setting(name),
-            seed=self.seed,
-            round=number,
-            accuracy=accuracy,
-            full_update_accuracy=accuracy if name == REFERENCE else reference.accuracy if reference else None,
-            deployed_accuracy=before[0],
-            validation_accuracy=validation_accuracy,
-            deployed_validation_accuracy=before[1],
-            samples=len(stage.samples),
-            restart=stage.restart and result.sent,
-            trained_accuracy=accuracy if result.sent else self.accuracy(result.trained, self.test),
+            before,
+            reference=run.identity(REFERENCE, {}, number),
+            samples=len(stages[number].samples),
+            restart=stages[number].restart and result.sent,
         )
-
-    def _accuracies(self, variables: PyTree) -> tuple[float, float]:
-        """On the test and the validation set."""
-        return self.accuracy(variables, self.test), self.accuracy(variables, self.task.validation)
-
-    def _fresh(self, key: jax.Array) -> PyTree:
-        return self.model.init(key, self.source.train.images)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        before = run.after(row)
+        yield number
 
 
-def _check(config: Config, source: data.Source, init: Start) -> None:
-    """Finds what does not fit before anything is trained or written."""
-    if config.initial_samples < config.batch_size:
-        expected = f"expected at least --batch_size={config.batch_size}"
-        raise Error(f"--initial_samples: {expected}, found {config.initial_samples}; use a smaller batch")
-    if config.validation_samples >= (images := len(source.test.labels)):
-        expected = f"expected less than the {images} test images"
-        raise Error(f"--validation_samples: {expected}, found {config.validation_samples}")
-    if not config.sparse_rate > 0:
-        raise Error(f"--sparse_rate: expected above 0, found {config.sparse_rate}")
-    selection.budget(config.ratio, 1)
-    check_options(bits=config.bits, aux=config.aux or None)
-    _stages(config, np.arange(len(source.train.labels)), "never")
-    for name in config.methods:
-        VARIANTS[name].method(config, init, init)
+def _done(run: Run, name: str) -> list[Row]:
+    """A method's rows so far, one a round without a gap."""
+    rows = [row for row in run.results.rows if (row.identity.method, row.identity.seed) == (name, run.seed)]
+    if [row.identity.round for row in rows] != list(range(len(rows))):
+        found = ", ".join(str(row.identity.round) for row in rows)
+        expected = f"expected the rounds of {name} with seed {run.seed} one after another"
+        raise Error(f"{run.results.workdir}/results.jsonl: {expected}, found {found}; use another --workdir")
+    return rows
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock file, so that no other process runs the same rounds."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            expected = "expected to run it alone, found another process that does"
-            raise Error(f"--workdir: {path.stem}: {expected}; wait for it, or use another folder") from None
-        yield
+def _file(run: Run, name: str) -> Path:
+    """The model that a device is deployed with."""
+    return run.results.workdir / "device" / f"{name}-seed{run.seed}.safetensors"
+
+
+def _setting(config: Config, name: str) -> Setting:
+    names = () if VARIANTS[name].raw else ("ratio", "bits", "aux", "sparse_rate", "keep_moments")
+    return {option: getattr(config, option) for option in names}
 
 
 def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
     """The settings that make all these rows: several starts may have added methods, seeds and rounds."""
     return dataclasses.replace(
         config,
-        methods=tuple(dict.fromkeys(row.method for row in rows)),
-        seeds=1 + max(row.seed for row in rows),
-        rounds=1 + max(row.round for row in rows),
+        methods=tuple(dict.fromkeys(row.identity.method for row in rows)),
+        seeds=1 + max(row.identity.seed for row in rows),
+        rounds=1 + max(row.identity.round for row in rows),
     )
 
 
+def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart: str = "never") -> list[protocol.Stage]:
+    """The stages of rounds whose training set is cumulative: `initial` samples, then `step` more each round.
+
+    Args:
+      order: int (n,): the order in which the training samples arrive.
+      initial: samples of round 0.
+      step: samples that each later round adds.
+      rounds: how many rounds.
+      restart: which updates are relative to the first model: "never"; "always"; or "doubled", those of round 0 and of
+        every round with more than twice the samples of the last such round.
+
+    Returns:
+      One `Stage` a round.
+
+    Raises:
+      Error: the rounds need more samples than there are, a count is below 1, or `restart` is none of these.
+
+    Paper: Qu et al., Deep Partial Updating (ECCV 2022), section 4 (re-initialisation).
+
+    >>> [stage.restart for stage in growing(np.arange(9), initial=1, step=1, rounds=9, restart="doubled")]
+    [True, False, True, False, False, False, True, False, False]
+    """
+    if min(initial, step, rounds) < 1:
+        raise Error(f"initial, step and rounds: expected at least 1, found {initial}, {step} and {rounds}")
+    if restart not in ("never", "doubled", "always"):
+        raise Error(f"restart: expected never, doubled or always, found {restart!r}")
+    needed = initial + step * (rounds - 1)
+    if needed > len(order):
+        possible = max(0, (len(order) - initial) // step + 1)
+        expected = f"expected at most {possible}: {initial} samples and {step} more each round of {len(order)} in all"
+        raise Error(f"rounds: {expected}; found {rounds}, which need {needed}; use fewer rounds or smaller steps")
+    stages, last = [], 0
+    for size in range(initial, needed + 1, step):
+        restarts = restart == "always" or (restart == "doubled" and size > 2 * last)
+        last = size if restarts else last
+        stages.append(protocol.Stage(order[:size], restarts))
+    return stages
+
+
 def _stages(config: Config, order: np.ndarray, restart: str) -> list[protocol.Stage]:
-    return protocol.growing(
+    return growing(
         order, initial=config.initial_samples, step=config.step_samples, rounds=config.rounds, restart=restart
     )
 
 
 def _without_kernels(variables: PyTree) -> PyTree:
-    return trees.replace(variables, {name: jnp.zeros_like(leaf) for name, leaf in trees.kernels(variables).items()})
+    leaves = trees.named_leaves(variables)
+    kernels = (leaf.name for leaf in partition.of(variables).leaves if leaf.role == partition.KERNEL)
+    return trees.replace(variables, {name: jnp.zeros_like(leaves[name]) for name in kernels})

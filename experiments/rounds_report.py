@@ -8,23 +8,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import report
+from experiments.report import Report, Table
 from experiments.results import Row
-from updcomp.edge import files
+from experiments.specs import describe
 
 REFERENCE = "fu"  # full updating: every other method is measured against it
-PUBLISHED = {  # the authors' README: mean accuracy over all rounds minus full updating, in points
-    ("mnist", "mlp", "ratio=0.005"): {"dpu": -0.17, "gcpu": -0.72, "rpu": -4.04, "pruning": -1.45},
-    ("cifar10", "vgg", "ratio=0.01"): {"dpu": 0.33, "gcpu": -1.51, "rpu": -11.35, "pruning": -4.35},
-    ("cifar100", "resnet56", "ratio=0.1"): {"dpu": -0.42, "gcpu": -3.87, "rpu": -7.78, "pruning": -2.35},
+# The authors' README: mean accuracy over all rounds minus full updating, in points; by dataset, model and ratio.
+PUBLISHED: dict[tuple[str, str, float], dict[str, float]] = {
+    ("mnist", "mlp", 0.005): {"dpu": -0.17, "gcpu": -0.72, "rpu": -4.04, "pruning": -1.45},
+    ("cifar10", "vgg", 0.01): {"dpu": 0.33, "gcpu": -1.51, "rpu": -11.35, "pruning": -4.35},
+    ("cifar100", "resnet56", 0.1): {"dpu": -0.42, "gcpu": -3.87, "rpu": -7.78, "pruning": -2.35},
 }
-HEAD = ("method", "rounds", "accuracy %", "to fu", "trained, to fu", "published", "sent", "bytes", "uncoded", "train s")
-
-
-LEGEND = """Means over rounds, ± standard deviation over seeds, on test samples that chose nothing. *accuracy* is that
-of what the device holds, which only changes for a model that is better on validation data; *to fu* its difference to
-full updating, in points; *trained* compares what training gave in each round, sent or not. *bytes* are all files
-together; *uncoded* the same updates as int32 positions and float32 values.
-"""
+HEAD = (
+    "method",
+    "rounds",
+    "accuracy %",
+    "to full updating",
+    "trained, to the same",
+    "published",
+    "sent",
+    "bytes",
+    "as index and value",
+    "train s",
+)
+LEGEND = (
+    "Means over rounds, ± standard deviation over seeds, on test samples that chose nothing. Accuracy is that of what "
+    "the device holds, which only changes for a model that is better on validation data; next to it its difference to "
+    "full updating (fu), in points; trained compares what training gave in each round, sent or not. Sent counts the "
+    "rounds that sent something, bytes are all files together, as index and value the same updates as int32 positions "
+    "and float32 values. Training excludes compilation."
+)
 
 
 class Line(NamedTuple):
@@ -33,9 +46,7 @@ class Line(NamedTuple):
     method: str
     rounds: int  # that all its seeds have; all that follows is of these
     accuracy: np.ndarray  # mean over rounds of the model that the device holds
-    difference: (
-        np.ndarray
-    )  # of that to full updating of the same seed and rounds; without entries where that is missing
+    difference: np.ndarray  # of that to full updating of the same seed and rounds; empty where that is missing
     trained_difference: np.ndarray  # the same of the models that training gave, sent or not
     published: float | None
     sent: float  # rounds that sent something, mean over seeds
@@ -48,41 +59,51 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
     """One line per method, in the order in which they first come."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.method].append(row)
-    reference = {(row.seed, row.round): row for row in groups.get(REFERENCE, [])}
+        groups[row.identity.method].append(row)
+    reference = {_when(row): row for row in groups.get(REFERENCE, [])}
     return [_line(method, group, reference) for method, group in groups.items()]
 
 
+def _when(row: Row) -> tuple[int, int]:
+    return row.identity.seed, row.identity.round
+
+
 def _line(method: str, rows: list[Row], reference: dict[tuple[int, int], Row]) -> Line:
-    seeds = sorted({row.seed for row in rows})
-    of_seed = ({row.round for row in rows if row.seed == seed} for seed in seeds)
+    seeds = sorted({row.identity.seed for row in rows})
+    of_seed = ({row.identity.round for row in rows if row.identity.seed == seed} for seed in seeds)
     common = set.intersection(*of_seed)  # where one seed has gone further, its further rounds would bend the spread
-    rows = [row for row in rows if row.round in common]
+    rows = [row for row in rows if row.identity.round in common]
 
     def means(value: Callable[[Row], float], rows: list[Row]) -> np.ndarray:
-        groups = ([value(row) for row in rows if row.seed == seed] for seed in seeds)
-        return np.array([np.mean(group) for group in groups if group])
+        groups = ([value(row) for row in rows if row.identity.seed == seed] for seed in seeds)
+        return np.array([100 * np.mean(group) for group in groups if group])
 
-    def total(value: Callable[[Row], float]) -> float:
-        return sum(map(value, rows)) / len(seeds)
+    def to_reference(metric: str) -> np.ndarray:
+        paired = [row for row in rows if _when(row) in reference]
+        return means(lambda row: row.metrics[metric] - reference[_when(row)].metrics[metric], paired)
 
-    paired = [row for row in rows if (row.seed, row.round) in reference]
+    def total(metric: str) -> float:
+        return float(sum(row.metrics[metric] for row in rows)) / len(seeds)
+
+    identity = rows[0].identity
+    ratio = identity.setting.get("ratio")
+    published = PUBLISHED.get((identity.dataset, identity.model, ratio), {}) if isinstance(ratio, float) else {}
     return Line(
         method,
         len(common),
-        100 * means(lambda row: row.accuracy, rows),
-        100 * means(lambda row: row.accuracy - reference[row.seed, row.round].accuracy, paired),
-        100 * means(lambda row: row.trained_accuracy - reference[row.seed, row.round].trained_accuracy, paired),
-        PUBLISHED.get((rows[0].dataset, rows[0].model, rows[0].setting.split()[0]), {}).get(method),
-        total(lambda row: row.sent),
-        total(lambda row: row.update_bytes),
-        total(lambda row: row.plain_bytes),
-        total(lambda row: row.train_seconds),
+        means(lambda row: row.metrics["accuracy"], rows),
+        to_reference("accuracy"),
+        to_reference("trained_accuracy"),
+        published.get(method),
+        total("sent"),
+        total("update_bytes"),
+        total("plain_bytes"),
+        total("train_seconds"),
     )
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The lines as a Markdown table: means over rounds, ± standard deviation where there are several seeds."""
+def table(lines: Sequence[Line]) -> Table:
+    """The lines as a table: means over rounds, ± standard deviation where there are several seeds."""
     body = [
         (
             line.method,
@@ -98,7 +119,7 @@ def table(lines: Sequence[Line]) -> str:
         )
         for line in lines
     ]
-    return report.markdown(HEAD, body, left=(0,))
+    return Table(HEAD, body, left=(0,))
 
 
 def _with_spread(values: np.ndarray, form: str) -> str:
@@ -107,24 +128,23 @@ def _with_spread(values: np.ndarray, form: str) -> str:
     return f"{values.mean():{form}}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def plot(rows: Sequence[Row], path: Path, *, title: str) -> None:
+def draw(panels: Any, rows: Sequence[Row], *, title: str) -> None:
     """Accuracy over rounds, one line a method with its spread over seeds, and the difference to full updating.
 
     Args:
+      panels: two of matplotlib's axes.
       rows: of the results.
-      path: the `.png` to write.
       title: what was compared.
     """
-    reference = {(row.seed, row.round): row.accuracy for row in rows if row.method == REFERENCE}
-    with report.figure(path, panels=2) as (accuracy, difference):
-        for method in dict.fromkeys(row.method for row in rows):
-            own = [row for row in rows if row.method == method]
-            _curve(accuracy, {(row.seed, row.round): row.accuracy for row in own}, method)
-            paired = {(row.seed, row.round): row for row in own if (row.seed, row.round) in reference}
-            _curve(difference, {key: row.accuracy - reference[key] for key, row in paired.items()}, method)
-        accuracy.set(ylabel="test accuracy on the device, %", title=title)
-        difference.set(xlabel="round", ylabel="difference to full updating, points")
-        accuracy.legend(loc="lower right", ncols=2)
+    accuracy, difference = panels
+    reference = {_when(row): row.metrics["accuracy"] for row in rows if row.identity.method == REFERENCE}
+    for method in dict.fromkeys(row.identity.method for row in rows):
+        own = {_when(row): row.metrics["accuracy"] for row in rows if row.identity.method == method}
+        _curve(accuracy, own, method)
+        _curve(difference, {when: own[when] - reference[when] for when in own.keys() & reference.keys()}, method)
+    accuracy.set(ylabel="test accuracy on the device, %", title=title)
+    difference.set(xlabel="round", ylabel="difference to full updating, points")
+    accuracy.legend(loc="lower right", ncols=2)
 
 
 def _curve(axes: Any, values: dict[tuple[int, int], float], label: str) -> None:
@@ -138,21 +158,18 @@ def _curve(axes: Any, values: dict[tuple[int, int], float], label: str) -> None:
 
 
 def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
-    """Writes `report.md` and `accuracy_over_rounds.png` and returns the table.
+    """Writes the report and its plot; see `report.write`.
 
     Args:
       workdir: the experiment's folder.
       rows: of the results.
-      command: that made them.
+      command: that makes them.
 
     Returns:
       The table.
     """
-    settings = [row.setting for row in rows if row.setting != "raw"] or ["raw"]
-    title = f"{rows[0].dataset}, {rows[0].model}, {settings[0]}"
-    plot(rows, workdir / "accuracy_over_rounds.png", title=title)
-    shown = table(summarise(rows))
-    picture = "![Accuracy over rounds](accuracy_over_rounds.png)"
-    text = f"# {title}\n\n    {command}\n\n{shown}\n\n{picture}\n\n{LEGEND}"
-    files.write_bytes(workdir / "report.md", text.encode())
-    return shown
+    identity = rows[0].identity
+    settings = [describe(row.identity.setting) for row in rows if row.identity.setting]
+    title = ", ".join([identity.dataset, identity.model, *settings[:1]])
+    shown = Report(title, command, table(summarise(rows)), "", "accuracy_over_rounds", LEGEND)
+    return report.write(workdir, shown, lambda panels: draw(panels, rows, title=title), panels=2)

@@ -1,4 +1,4 @@
-"""How models are trained: the settings that all experiments with real trainings share, and the task they give."""
+"""How models are trained: the settings that all experiments with real trainings share, and the task that they give."""
 
 import dataclasses
 
@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import optax
 
+from experiments.config import Settings, one_of, setting
 from updcomp.training import devices
-from updcomp.training.augment import crop_and_flip
-from updcomp.training.data import Dataset
-from updcomp.training.loop import Task
-from updcomp.training.models import Model
+from updcomp.training.batches import Stream
+from updcomp.training.objectives import Objective
 from updcomp.training.optimizers import OptimizerFactory, constant, cosine, every_third
+from updcomp.training.tasks import Task
+from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
 
@@ -27,67 +28,70 @@ SCHEDULES = {
     "cosine": cosine,
     "constant": constant,
 }
-_AUGMENTED = ("cifar10", "cifar100", "imagenet2012")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """The settings of a training; counts are at least 1 unless a field's metadata says "least"."""
+class TrainingConfig(Settings):
+    """Training."""
 
-    dataset: str = "mnist"
-    data_dir: str | None = None
-    model: str = "mlp"
-    optimizer: str = "adam"
-    schedule: str = "tenth"
-    learning_rate: float = 1e-3
-    epochs: int = 20
-    batch_size: int = 128
-    devices: int = 1
+    optimizer: str = setting(
+        "adam", "adam, or sgd with Nesterov momentum 0.9 and weight decay 1e-4", check=one_of(OPTIMIZERS)
+    )
+    schedule: str = setting(
+        "tenth", "of the learning rate: tenth or fifth (after each third), cosine or constant", check=one_of(SCHEDULES)
+    )
+    learning_rate: float = setting(1e-3, "at the start of each training; methods multiply it")
+    epochs: int = setting(20, "epochs of each training of an update")
+    batch_size: int = setting(128, "samples per step")
+    devices: int = setting(1, "devices that every batch is split over")
 
     def __post_init__(self) -> None:
-        """Checks the flags that no later step would explain.
+        """Checks the fields, and that there are so many devices.
 
         Raises:
-          Error: a count is below 1, a name is unknown, or there are fewer devices.
+          Error: a value does not fit.
         """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < (least := field.metadata.get("least", 1)):
-                raise Error(f"--{field.name}: expected at least {least}, found {value}")
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if (found := getattr(self, name)) not in known:
-                raise Error(f"--{name}: expected one of {', '.join(known)}, found {found!r}")
-        if not self.learning_rate > 0:
-            raise Error(f"--learning_rate: expected above 0, found {self.learning_rate}")
-        if self.devices > len(jax.devices()) or self.batch_size % self.devices:
-            expected = (
-                f"at most {len(jax.devices())} (those that jax sees) and a divisor of --batch_size={self.batch_size}"
-            )
+        super().__post_init__()
+        there = len(jax.devices())
+        if self.devices > there or self.batch_size % self.devices:
+            expected = f"at most {there} (those that jax sees) and a divisor of --batch_size={self.batch_size}"
             raise Error(f"--devices: expected {expected}, found {self.devices}")
 
 
-def task_of(config: TrainingConfig, model: Model, train: Dataset, validation: Dataset) -> Task:
-    """The task of training a model on these samples.
+def check_rows(flag: str, rows: int, batch_size: int) -> None:
+    """Checks that a training set has a batch, before anything is trained.
+
+    Raises:
+      Error: it has fewer samples.
+    """
+    if rows < batch_size:
+        expected = f"expected at least --batch_size={batch_size} samples to train on"
+        raise Error(f"--{flag}: {expected}, found {rows}; use more samples or a smaller batch")
+
+
+def task_of(config: TrainingConfig, objective: Objective, train: PyTree | Stream, validation: PyTree) -> Task:
+    """The task of training a model.
 
     Args:
       config: how.
-      model: what.
-      train: all training samples; placed on the devices unless they are a memory map, which is read as it is needed.
-      validation: chooses the best epoch; placed on the devices.
+      objective: what is minimised, and what the best epoch is chosen by.
+      train: arrays with a common leading axis, placed on the devices; or a stream, or arrays with a memory map among
+        them, which are read as they are needed.
+      validation: arrays; placed on the devices.
 
     Returns:
       A `Task` without checkpoints.
     """
     mesh = devices.data_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
+    streamed = isinstance(train, Stream) or any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(train))
     return Task(
-        apply=model.apply,
-        train=train if isinstance(train.images, np.memmap) else devices.replicate(train, mesh),
+        objective=objective,
+        train=train if streamed else devices.replicate(train, mesh),
         validation=devices.replicate(validation, mesh),
         optimizer=OPTIMIZERS[config.optimizer],
         learning_rate=config.learning_rate,
         epochs=config.epochs,
         batch_size=config.batch_size,
         schedule=SCHEDULES[config.schedule],
-        augment=crop_and_flip if config.dataset in _AUGMENTED else None,
         mesh=mesh,
     )

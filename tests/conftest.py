@@ -1,10 +1,22 @@
-"""Strict sessions: two CPU devices, no silent promotion of dtypes or ranks, warnings are errors (pyproject.toml)."""
+"""Strict sessions: two CPU devices, no silent promotion of dtypes or ranks, warnings are errors (pyproject.toml).
+
+Every session is the same: property tests draw the same examples each time. New seeds are a slow job of their own,
+
+    python -m pytest --hypothesis-profile=explore
+
+which prints what it finds as a decorator that reproduces it. Workers, subprocesses and later sessions share what JAX
+has compiled, in `.pytest_cache`; `python -m pytest --cache-clear` starts from nothing.
+"""
 
 import os
+from pathlib import Path
 
-# Before jax is imported by anything, since it counts its devices once.
+# Before jax is imported by anything: it counts its devices once, and opens its cache once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax
@@ -12,6 +24,7 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Property tests have no time limit per example: machines are slow at times.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# No time limit per example: machines are slow at times.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("same")

@@ -2,12 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import updcomp
 from updcomp import trees
-from updcomp.wire.packet import Dense, Exact, Sparse
+from updcomp.wire.packet import Dense, Exact, Factors, Packet, Sparse, plain_bytes
 
 
 def pair(seed=0, changed=1.0):
@@ -133,6 +134,66 @@ def test_inspect_says_what_is_inside_as_json():
     told = json.loads(json.dumps(updcomp.inspect(update)))
     assert told["bytes"] == len(update) == sum(told["bytes_by_part"].values())
     assert sum(told["kinds"].values()) == 2
+
+
+def test_inspect_with_the_model_says_which_leaves_change():
+    old, new = pair()
+    update = updcomp.encode(updcomp.diff(old, new), old)
+    told = json.loads(json.dumps(updcomp.inspect(update, old)))["blocks"]
+    assert [block["leaf"] for block in told] == ["a/bias", "a/kernel"]
+    assert (told[1]["shape"], told[1]["dtype"]) == ([40, 30], "float32")
+    with pytest.raises(updcomp.Error, match="base model"):
+        updcomp.inspect(update, new)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda old: updcomp.encode(old, old),
+            "packet: expected a Packet from updcomp.diff or a method, found dict; did",
+        ),
+        (
+            lambda old: updcomp.encode(b"updc", old),
+            r"found bytes; did you mean updcomp.encode\(updcomp.diff\(old, new\)",
+        ),
+        (
+            lambda old: updcomp.apply(updcomp.diff(old, old), old),
+            r"found Packet; did you mean updcomp.apply\(updcomp.enc",
+        ),
+        (lambda old: updcomp.apply("update.updc", old), "update: expected bytes from updcomp.encode .* found str"),
+        (lambda old: updcomp.inspect(old), "update: expected bytes .* found dict; did you mean updcomp.inspect"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message):
+    with pytest.raises(updcomp.Error, match=message):
+        call(pair()[0])
+
+
+def test_updates_in_other_buffers_are_read():
+    old, new = pair()
+    update = updcomp.encode(updcomp.diff(old, new), old)
+    for buffer in (bytearray(update), memoryview(update)):
+        assert updcomp.apply(buffer, old)["a/kernel"].tobytes() == new["a/kernel"].tobytes()
+        assert updcomp.inspect(buffer, old)["bytes"] == len(update)
+
+
+def test_blocks_hold_arrays_of_any_kind():
+    old, _ = pair()
+    values = np.arange(30) - 15
+    blocks = {
+        "a/kernel": Factors(jnp.ones((40, 1), jnp.int8), jnp.arange(30, dtype=jnp.int16)[:, None], jnp.float32(0.5)),
+        "a/bias": Dense(jnp.asarray(values, jnp.int32), 0.5),
+    }
+    plain = {
+        "a/kernel": Factors(np.ones((40, 1), np.int32), np.arange(30, dtype=np.int32)[:, None], 0.5),
+        "a/bias": Dense(values.astype(np.int32), 0.5),
+    }
+    assert updcomp.encode(Packet(blocks), old) == updcomp.encode(Packet(plain), old)
+    assert plain_bytes(Packet(blocks)) == plain_bytes(Packet(plain)) == 4 * (40 + 30 + 30)
+    floats = Packet({"a/bias": Dense(jnp.zeros(30), 0.5)})
+    with pytest.raises(updcomp.Error, match="leaf 'a/bias': values: expected integers that fit int32, found float32"):
+        updcomp.encode(floats, old)
 
 
 def test_nothing_changed_costs_nothing_but_the_container():

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import updcomp
 from updcomp import contribution, delta, factorize, quantize, subspace
 from updcomp.training import optimizers
-from updcomp.wire.packet import round_step
+from updcomp.wire import views
+from updcomp.wire.packet import Packet, round_step
 
 
 def normal(seed, shape):
@@ -161,47 +163,106 @@ def test_the_truncated_svd_is_the_best_approximation():
         assert error == pytest.approx(np.sqrt((singular[rank:] ** 2).sum()), abs=1e-4)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8, 14, 16])
 def test_quantised_factors_multiply_to_what_the_wire_carries(bits):
-    factors = factorize.Factors(normal(0, (12, 3)), normal(1, (7, 3)))
-    seen = factorize.product(factorize.quantized(factors, bits), (12, 7))
-    steps = [quantize.dynamic_step(factor, bits) for factor in factors]
-    integers = [
-        quantize.to_integers(np.asarray(f), bits, step=float(s))[0] for f, s in zip(factors, steps, strict=True)
-    ]
-    step = float(factorize.product_step(*steps))
-    assert round_step(step) == step
-    np.testing.assert_allclose(seen, integers[0] @ integers[1].T * step, rtol=1e-5, atol=1e-6)
+    factors = factorize.Factors(normal(0, (2, 12, 3)), normal(1, (2, 7, 3)))
+    view = views.of_words("stack in out")
+    seen = factorize.product(factorize.quantized(factors, bits), (2, 12, 7), view=view)
+    block = factorize.to_block(factors, bits, view=view)
+    assert (block.left.shape, block.right.shape, block.view) == ((24, 3), (14, 3), view)
+    assert round_step(block.step) == block.step
+    products = block.left.reshape(2, 12, 3) @ block.right.reshape(2, 7, 3).transpose(0, 2, 1)
+    np.testing.assert_allclose(seen, products * block.step, rtol=1e-5, atol=1e-5)
 
 
-def test_the_basis_captures_a_low_rank_kernel():
-    kernel = np.asarray(normal(0, (40, 5)) @ normal(1, (5, 30)))
-    found = subspace.bases({"w": kernel}, 5)["w"]
-    coefficients = subspace.project(jnp.asarray(kernel), found)
-    assert coefficients.shape == (5, 5)
-    np.testing.assert_allclose(subspace.update(coefficients, found, kernel.shape), kernel, atol=2e-2)
-    np.testing.assert_allclose(found.left.T @ found.left, np.eye(5), atol=1e-3)
+def test_columns_beyond_the_rank_neither_set_the_step_nor_travel():
+    few = factorize.Factors(normal(0, (1, 12, 3)), normal(1, (1, 7, 3)))
+    padded = factorize.Factors(*(jnp.pad(factor, ((0, 0), (0, 0), (0, 13))) for factor in few))
+    jax.tree.map(np.testing.assert_array_equal, factorize.to_block(padded, 4, rank=3), factorize.to_block(few, 4))
+    noisy = jax.tree.map(lambda factor: factor.at[:, :, 3:].set(1e6), padded)
+    jax.tree.map(np.testing.assert_array_equal, factorize.to_block(noisy, 4, rank=3), factorize.to_block(few, 4))
+
+
+@pytest.mark.parametrize("words", ["in out out", "stack in out"])
+def test_the_basis_captures_low_rank_kernels(words):
+    view, shape = views.of_words(words), (20, 6, 5)
+    stack, fan_in, fan_out = views.shape_of(shape, view)
+    kernel = views.join(normal(0, (stack, fan_in, 2)) @ normal(1, (stack, 2, fan_out)), shape, view)
+    found = subspace.basis_of(kernel, 2, index=0, view=view)
+    coefficients = subspace.project(kernel, found, view=view)
+    assert coefficients.shape == (stack, 2, 2)
+    np.testing.assert_allclose(subspace.update(coefficients, found, shape, view=view), kernel, atol=2e-2)
+    np.testing.assert_allclose(found.left.mT @ found.left, np.tile(np.eye(2), (stack, 1, 1)), atol=1e-3)
 
 
 def test_projection_is_the_gradient_of_the_coefficients():
-    found = subspace.bases({"w": np.asarray(normal(0, (10, 8)))}, 3)["w"]
+    found = subspace.basis_of(normal(0, (10, 8)), 3, index=0)
     gradient = normal(1, (10, 8))
-    by_coefficients = jax.grad(lambda c: jnp.sum(subspace.update(c, found, (10, 8)) * gradient))(jnp.zeros((3, 3)))
+    by_coefficients = jax.grad(lambda c: jnp.sum(subspace.update(c, found, (10, 8)) * gradient))(jnp.zeros((1, 3, 3)))
     np.testing.assert_allclose(by_coefficients, subspace.project(gradient, found), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+def test_blocks_made_by_hand_are_the_float_products_within_their_steps():
+    """What a paper writes in floats becomes an update without a method: factors, or coefficients in a shared basis."""
+    deployed = {"stacked": normal(0, (3, 8, 6)), "w": normal(1, (10, 8))}
+    view = views.of_words("stack in out")
+    factors = factorize.truncated_svd(1e-2 * normal(2, (3, 8, 6)), 2, view=view)
+    found = subspace.basis_of(deployed["w"], 4, index=1, seed=7)
+    coefficients = subspace.project(1e-2 * normal(3, (10, 8)), found)
+    blocks = {
+        "stacked": factorize.to_block(factors, bits=16, view=view),
+        "w": subspace.to_block(coefficients, bits=16),
+    }
+    new = updcomp.apply(updcomp.encode(Packet(blocks, seed=7), deployed), deployed)
+    wanted = {
+        "stacked": factorize.product(factors, (3, 8, 6), view=view),
+        "w": subspace.update(coefficients, found, (10, 8)),
+    }
+    for name, change in wanted.items():
+        # A rounding to 16 bits, and the step's own to 8.
+        np.testing.assert_allclose(new[name] - deployed[name], change, atol=5e-3 * float(jnp.abs(change).max()))
+        assert np.abs(change).max() > 1e-3
+
+
+@settings(max_examples=50)
 @given(st.integers(2, 16), st.integers(0, 1000))
 def test_trainer_and_wire_round_to_the_same_integers(bits, seed):
-    x = np.asarray(normal(seed, (50,)))
-    step = quantize.dynamic_step(x, bits)
-    integers, sent = quantize.to_integers(x, bits, step=float(step))
+    assert_the_same_integers(np.asarray(normal(seed, (50,))), bits)
+
+
+@jax.jit
+def as_trained(x, grid):
+    """What a training sees, inside of a larger compiled function."""
+    step = quantize.dynamic_step(x, grid)
+    return step, quantize.straight_through(x, step, grid)
+
+
+def assert_the_same_integers(x, bits):
+    step, seen = as_trained(x, quantize.grid(bits))
+    integers, sent = quantize.to_integers(x, bits, step=step)
     assert sent == float(step)
-    np.testing.assert_array_equal(integers, quantize.levels(x, step, bits))
-    np.testing.assert_allclose(
-        quantize.straight_through(x, step, bits), integers * np.float32(sent), rtol=1e-5, atol=1e-6
-    )
+    assert integers.dtype == np.int32
     assert np.abs(integers).max() <= quantize.max_level(bits)
+    # The device's own product, up to the rounding of x + (q * step - x).
+    np.testing.assert_array_equal(np.rint(np.float64(seen) / sent), integers)
+    return integers
+
+
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_they_do_near_every_half(bits):
+    """Quotients that are halves, or the floats next to one, where a division of another kind rounds otherwise."""
+    level = quantize.max_level(bits)
+    halves = np.float32(np.unique(np.linspace(0, level, 200).astype(int))) + np.float32(0.5)
+    step = np.float32(round_step(0.1))
+    exact = halves * step
+    near = [exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(np.inf))]
+    # The largest sets the step.
+    x = np.concatenate([*near, *(-part for part in near), [level * step]]).clip(-level * step, level * step)
+    assert_the_same_integers(x.astype(np.float32), bits)
+
+
+def test_they_do_where_they_once_did_not():
+    assert_the_same_integers(np.asarray(normal(84, (50,))), 14)
 
 
 def test_the_dynamic_step_looks_at_sent_weights_only():

@@ -32,21 +32,30 @@ def reference(scores: list[np.ndarray], k: int) -> list[np.ndarray]:
 
 # Few distinct values make ties certain; the special ones are zeros of both signs, infinities and NaN.
 SCORES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 1e-40, np.inf, -np.inf, np.nan]) | st.floats(width=32)
-LEAVES = st.lists(
-    hnp.arrays(np.float32, st.sampled_from([(7,), (3, 4), (2, 3, 2), (1,), (), (0, 3)]), elements=SCORES),
-    min_size=1,
-    max_size=4,
-)
+SHAPES = [(7,), (3, 4), (2, 3, 2), (1,), (), (0, 3)]  # one set, so that one compiled function takes all examples
+LEAVES = st.tuples(*(hnp.arrays(np.float32, shape, elements=SCORES) for shape in SHAPES))
+TOTAL = sum(int(np.prod(shape)) for shape in SHAPES)
+traced = jax.jit(selection.top_k)
+fixed = jax.jit(selection.top_k, static_argnums=1)
 
 
-@settings(max_examples=60, deadline=None)
-@given(LEAVES, st.data())
-def test_top_k_is_the_stable_sort(scores, data):
-    total = sum(leaf.size for leaf in scores)
-    k = data.draw(st.integers(0, total))
-    masks = selection.top_k(list(map(jnp.asarray, scores)), k)
+def assert_chosen(masks, scores, k):
     for mask, expected in zip(masks, reference(scores, k), strict=True):
         np.testing.assert_array_equal(mask, expected)
+
+
+@settings(max_examples=200)
+@given(LEAVES, st.integers(0, TOTAL))
+def test_top_k_is_the_stable_sort_for_a_k_that_is_an_argument(scores, k):
+    assert_chosen(traced(scores, jnp.uint32(k)), scores, k)
+
+
+@settings(max_examples=5)
+@given(LEAVES)
+def test_a_k_that_is_an_argument_chooses_what_a_fixed_one_does(scores):
+    for k in (0, 1, TOTAL):
+        assert_chosen(fixed(scores, k), scores, k)
+        assert_chosen(traced(scores, jnp.uint32(k)), scores, k)
 
 
 def test_ties_go_to_the_earlier_leaf_and_the_lower_index():
@@ -55,21 +64,19 @@ def test_ties_go_to_the_earlier_leaf_and_the_lower_index():
     assert masks["b"].tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("k", [1, 1_000, 123_456, 200_000, 299_999])
-def test_large_leaves_with_many_ties(k):
+def test_large_leaves_with_many_ties():
     generator = np.random.default_rng(0)
     scores = [np.round(generator.normal(size=shape)).astype(np.float32) for shape in [(1000, 100), (5,), (2, 99_997)]]
-    masks = jax.jit(lambda leaves: selection.top_k(leaves, k))(scores)
-    for mask, expected in zip(masks, reference(scores, k), strict=True):
-        np.testing.assert_array_equal(mask, expected)
+    for k in (1, 1_000, 123_456, 200_000, 299_999):
+        assert_chosen(traced(scores, jnp.uint32(k)), scores, k)
 
 
-@pytest.mark.parametrize("k", [1, 1_000, 32_768, 65_535])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_every_narrow_score_is_ranked_as_it_is(dtype, k):
+def test_every_narrow_score_is_ranked_as_it_is(dtype):
     patterns = np.random.default_rng(0).permutation(2**16).astype(np.uint16)
     scores = patterns.view(dtype)
-    np.testing.assert_array_equal(selection.top_k(jnp.asarray(scores), k), reference([scores], k)[0])
+    for k in (1, 1_000, 32_768, 65_535):
+        np.testing.assert_array_equal(traced(jnp.asarray(scores), jnp.uint32(k)), reference([scores], k)[0])
 
 
 @pytest.mark.parametrize(("k", "message"), [(-1, "from 0 to 3"), (4, "from 0 to 3")])
@@ -91,15 +98,16 @@ def test_the_budget_is_the_floor_of_the_decimal_ratio(ratio, size, expected):
     assert selection.budget(ratio, size) == expected
 
 
-def test_it_is_jittable_and_compiles_once():
-    compiled = jax.jit(selection.top_ratio, static_argnums=1)
+def test_other_scores_and_another_k_compile_nothing():
+    compiled = jax.jit(lambda scores, k: selection.top_k(scores, k))
     for seed in range(3):
         scores = jax.random.normal(jax.random.key(seed), (50, 20))
-        assert int(compiled(scores, 0.1).sum()) == 100
+        assert int(compiled(scores, np.uint32(100 + seed)).sum()) == 100 + seed
+        assert int(selection.top_ratio(scores, 0.1).sum()) == 100
     assert compiled._cache_size() == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), st.integers(0, 2**40))
 def test_counts_stay_exact_above_the_range_of_32_bits(counts, wanted):
     total = selection._total([jnp.uint32(count) for count in counts])
@@ -121,17 +129,19 @@ def test_shards_stay_where_they_are():
     assert mask.addressable_shards[0].data.shape == (32, 8)
 
 
-@pytest.mark.parametrize("k", [1, 1_234, 5_000, 9_999])
-def test_the_search_is_exact_where_totals_pass_32_bits(monkeypatch, k):
+def test_the_search_is_exact_where_totals_pass_32_bits(monkeypatch):
     """Every score stands for 2^20 equal ones: 10,000 scores for more than 2^33."""
     scores = [
         np.random.default_rng(i).normal(size=size).astype(np.float32) for i, size in enumerate([4_000, 4_000, 2_000])
     ]
     counts = selection._counts
     monkeypatch.setattr(selection, "_counts", lambda *args: [count << 20 for count in counts(*args)])
-    for wanted in ((k << 20) - (1 << 20) + 1, k << 20):
-        threshold = selection._largest(selection._ordered, list(map(jnp.asarray, scores)), selection._split(wanted))
-        assert threshold == selection._ordered(jnp.sort(jnp.concatenate(scores))[-k])
+    placed = list(map(jnp.asarray, scores))
+    search = jax.jit(lambda wanted: selection._largest(selection._ordered, placed, wanted))
+    ranked = np.sort(np.concatenate(scores))
+    for k in (1, 1_234, 5_000, 9_999):
+        for wanted in ((k << 20) - (1 << 20) + 1, k << 20):
+            assert search(selection._split(wanted)) == selection._ordered(jnp.asarray(ranked[-k]))
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])

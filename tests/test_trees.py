@@ -129,10 +129,28 @@ def test_a_model_that_does_not_fit_the_tree_is_refused(model, message):
         trees.from_model(model, {"w": jnp.ones(2)})
 
 
-def test_kernels_and_aux_part_the_floating_leaves():
-    tree = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(()), "ids": jnp.ones((2, 2), jnp.int32)}
-    assert list(trees.kernels(tree)) == ["kernel"]
-    assert list(trees.aux(tree)) == ["bias", "scale"]
+def test_leaves_that_are_no_arrays_are_refused_by_name_where_functions_compile():
+    with pytest.raises(updcomp.Error, match="leaf 'activation': expected an array, found .*; keep what is no array"):
+        trees.check_arrays({"w": jnp.ones(1), "activation": jax.nn.relu})
+    trees.check_arrays(mixed_tree())
+
+
+@pytest.mark.parametrize("make", TREES, ids=lambda make: make.__name__)
+def test_subtrees_stand_in_the_places_of_leaves_and_are_found_there(make):
+    """A method's factors stand where optimizers expect a kernel; every other place has the default."""
+    tree = make()
+    first, *others = trees.named_leaves(tree)
+    placed = trees.with_subtrees(tree, {first: {"left": 1, "right": 2}}, default="nothing")
+    found = trees.subtrees_at(tree, placed)
+    assert found[first] == {"left": 1, "right": 2}
+    assert {found[name] for name in others} <= {"nothing"}
+    assert found.keys() >= set(others)
+
+
+def test_optimizers_see_params_alone_where_there_are_collections():
+    collections = {"params": {"w": jnp.ones(1)}, "batch_stats": {"m": jnp.ones(1)}}
+    assert trees.parameters(collections) == ("params/", collections["params"])
+    assert trees.parameters(collections["params"]) == ("", collections["params"])
 
 
 def test_bfloat16_keeps_its_bits():

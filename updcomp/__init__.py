@@ -1,6 +1,7 @@
 """updcomp makes the smallest update that turns the model a device holds into the model it should hold.
 
-Names load lazily: `import updcomp.edge` on a device loads NumPy and nothing else.
+Names load lazily: `import updcomp.edge` on a device loads NumPy and nothing else, and `import updcomp` reaches
+`updcomp.methods`, `updcomp.training`, `updcomp.protocol` and the pure functions when they are first used.
 """
 
 from importlib import import_module
@@ -20,14 +21,21 @@ _HOMES = {
     "Error": "updcomp.wire.errors",
 }
 
+_MODULES = (
+    *("contribution", "delta", "edge", "factorize", "methods", "partition", "protocol", "quantize", "selection"),
+    *("subspace", "training", "trees", "wire"),
+)
+
 __all__ = ["Error", "apply", "diff", "encode", "inspect"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"updcomp.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -60,7 +60,13 @@ def encode(packet: Packet, deployed: PyTree) -> bytes:
 
     Raises:
       LeafError: a block does not fit its leaf.
+      Error: the first argument is not a packet.
     """
+    if not isinstance(packet, Packet):
+        raise Error(
+            f"packet: expected a Packet from updcomp.diff or a method, found {type(packet).__name__}; "
+            "did you mean updcomp.encode(updcomp.diff(old, new), old)?"
+        )
     return container.encode(packet, to_model(deployed))
 
 
@@ -78,23 +84,37 @@ def apply(update: bytes, deployed: PyTree) -> PyTree:
     Raises:
       WrongBaseError: `deployed` is not the model that the update starts from.
       CorruptUpdateError: the bytes are damaged.
+      Error: the first argument is not bytes.
     """
+    _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
     return from_model(container.apply_update(update, to_model(deployed)), deployed)
 
 
-def inspect(update: bytes) -> dict[str, Any]:
+def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
     """What an update's bytes say by themselves: version, kinds, counts, bits per part, fingerprints.
 
     Args:
       update: from `encode`.
+      deployed: the model that the update starts from, to have the name, shape and dtype of each block's leaf too.
 
     Returns:
       A dict that JSON can hold.
 
     Raises:
       CorruptUpdateError: the bytes are damaged.
+      WrongBaseError: `deployed` is not the model that the update starts from.
+      Error: the first argument is not bytes.
     """
-    return container.inspect(update)
+    _check_bytes(update, "updcomp.inspect(updcomp.encode(packet, deployed))")
+    return container.inspect(update, None if deployed is None else to_model(deployed))
+
+
+def _check_bytes(update: object, call: str) -> None:
+    if not isinstance(update, bytes | bytearray | memoryview):
+        raise Error(
+            f"update: expected bytes from updcomp.encode or an update file, found {type(update).__name__}; "
+            f"did you mean {call}?"
+        )
 
 
 def _check_same_leaves(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:

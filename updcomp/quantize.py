@@ -4,6 +4,8 @@ A value x becomes q = clip(round(x / step), -L, L) with L = 2^(bits - 1) - 1, an
 rounded to 8 significant bits wherever they are used, so that the trainer sees a step that can travel.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,15 @@ from updcomp.wire.packet import round_step
 # The step, in standard deviations, of the uniform quantiser with 2 L + 1 levels that has the least mean squared error
 # on a normal distribution, by bits; more bits gain nothing from clipping tails.
 _NORMAL_STEP = {2: 1.224, 3: 0.651, 4: 0.352, 5: 0.191, 6: 0.104, 7: 0.0567, 8: 0.0308}
+_NO_LIMIT = 1e38
 _SMALLEST_STEP = 1e-15
+
+
+class Grid(NamedTuple):
+    """What a number of bits means, as arguments of compiled functions: other bits do not compile them anew."""
+
+    level: jax.Array | np.floating  # float32 scalar: L, the largest integer
+    normal_step: jax.Array | np.floating  # float32 scalar: c, the least-squares step of a normal distribution, or huge
 
 
 def max_level(bits: int) -> int:
@@ -28,7 +38,18 @@ def max_level(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def dynamic_step(x: jax.Array, bits: int, *, where: jax.Array | None = None) -> jax.Array:
+def grid(bits: int | Grid) -> Grid:
+    """The grid of a number of bits, from 2 to 16; a grid is itself.
+
+    >>> [round(float(x), 3) for x in grid(4)]
+    [7.0, 0.352]
+    """
+    if isinstance(bits, Grid):
+        return bits
+    return Grid(np.float32(max_level(bits)), np.float32(_NORMAL_STEP.get(bits, _NO_LIMIT)))
+
+
+def dynamic_step(x: jax.Array, bits: int | Grid, *, where: jax.Array | None = None) -> jax.Array:
     """The step for the values that an array holds now: the widest that loses neither range nor, at few bits, precision.
 
     step = min(max|x| / L, c(bits) * rms(x)), where c is the least-squares step of a normal distribution; rounded
@@ -36,8 +57,8 @@ def dynamic_step(x: jax.Array, bits: int, *, where: jax.Array | None = None) -> 
 
     Args:
       x: floating array.
-      bits: from 2 to 16.
-      where: booleans of the shape of x; the values that count (default: all).
+      bits: from 2 to 16, or their `Grid`.
+      where: booleans that broadcast to the shape of x; the values that count (default: all).
 
     Returns:
       A float32 scalar above 0.
@@ -45,34 +66,36 @@ def dynamic_step(x: jax.Array, bits: int, *, where: jax.Array | None = None) -> 
     >>> float(dynamic_step(jnp.array([-7.0, 7.0, 0.0, 1.0]), 4))
     1.0
     """
-    level = max_level(bits)
+    level, normal_step = grid(bits)
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    used = jnp.ones(x.shape, bool) if where is None else where
+    used = jnp.ones(x.shape, bool) if where is None else jnp.broadcast_to(where, x.shape)
     magnitude = jnp.where(used, jnp.abs(x), 0)
-    step = jnp.max(magnitude, initial=0) / level
-    if bits in _NORMAL_STEP:
-        rms = jnp.sqrt(jnp.sum(magnitude**2) / jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1))
-        step = jnp.minimum(step, _NORMAL_STEP[bits] * rms)
+    rms = jnp.sqrt(jnp.sum(magnitude**2) / jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1))
+    step = jnp.minimum(jnp.max(magnitude, initial=0) / level, normal_step * rms)
     return jax.lax.reduce_precision(jnp.maximum(step, _SMALLEST_STEP), exponent_bits=8, mantissa_bits=7)
 
 
-def levels(x: jax.Array, step: jax.Array, bits: int) -> jax.Array:
+def levels(x: jax.Array, step: jax.Array | float, bits: int | Grid) -> jax.Array:
     """Q = clip(round(x / step), -L, L), as floats; halves round to even.
+
+    Training and the wire both round here, so that they find the same integers.
 
     >>> levels(jnp.array([0.24, -9.0]), 0.1, 4).tolist()
     [2.0, -7.0]
     """
-    level = max_level(bits)
-    return jnp.clip(jnp.round(x / step), -level, level)
+    level = grid(bits).level
+    # XLA divides by a scalar in some compiled functions and multiplies by its reciprocal in others.
+    reciprocal = 1 / jnp.asarray(step, jnp.float32)
+    return jnp.clip(jnp.round(x * reciprocal), -level, level)
 
 
-def straight_through(x: jax.Array, step: jax.Array, bits: int) -> jax.Array:
+def straight_through(x: jax.Array, step: jax.Array | float, bits: int | Grid) -> jax.Array:
     """What the device will read, q * step, with the gradient of the identity.
 
     Args:
       x: floating array.
       step: as from `dynamic_step`.
-      bits: from 2 to 16.
+      bits: from 2 to 16, or their `Grid`.
 
     Returns:
       An array of the shape and dtype of x; d/dx is 1 everywhere, also where it clips.
@@ -83,12 +106,17 @@ def straight_through(x: jax.Array, step: jax.Array, bits: int) -> jax.Array:
     return x + jax.lax.stop_gradient(levels(x, step, bits) * step - x).astype(x.dtype)
 
 
-def to_integers(x: np.ndarray, bits: int, *, step: float | None = None) -> tuple[np.ndarray, float]:
+_compiled_levels = jax.jit(levels)
+
+
+def to_integers(
+    x: np.ndarray | jax.Array, bits: int | Grid, *, step: float | jax.Array | None = None
+) -> tuple[np.ndarray, float]:
     """The integers and the step that travel for a trained array.
 
     Args:
-      x: floating array of any shape.
-      bits: from 2 to 16.
+      x: floating array of any shape; rounded as float32.
+      bits: from 2 to 16, or their `Grid`.
       step: the step that training used; default: the one of least mean squared error.
 
     Returns:
@@ -97,18 +125,17 @@ def to_integers(x: np.ndarray, bits: int, *, step: float | None = None) -> tuple
     >>> to_integers(np.array([0.1, -0.7]), 4, step=0.1)[0].tolist()
     [1, -7]
     """
-    level = max_level(bits)
-    x = np.asarray(x, np.float64)
-    step = least_squares_step(x, bits) if step is None else round_step(step)
-    return np.clip(np.rint(x / step), -level, level).astype(np.int32), step
+    found = round_step(float(least_squares_step(np.asarray(x), bits) if step is None else step))
+    rounded = _compiled_levels(jnp.asarray(x, jnp.float32), jnp.float32(found), grid(bits))
+    return np.asarray(rounded).astype(np.int32), found
 
 
-def least_squares_step(x: np.ndarray, bits: int) -> float:
+def least_squares_step(x: np.ndarray, bits: int | Grid) -> float:
     """The step of least mean squared error among 40 between max|x| / L and an eighth of it.
 
     Args:
       x: floating array of any shape; up to 65,536 of its values are looked at.
-      bits: from 2 to 16.
+      bits: from 2 to 16, or their `Grid`.
 
     Returns:
       A step as `round_step` gives it; 1.0 for an array of zeros.
@@ -116,7 +143,7 @@ def least_squares_step(x: np.ndarray, bits: int) -> float:
     >>> least_squares_step(np.array([7.0, -3.0, 1.0]), 4)
     1.0
     """
-    level = max_level(bits)
+    level = float(grid(bits).level)
     x = np.abs(np.asarray(x, np.float64)).ravel()
     largest = x.max(initial=0.0)
     if largest == 0:

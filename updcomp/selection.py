@@ -18,7 +18,7 @@ _NONE = np.uint32(2**32 - 1)  # a bound above every rank
 _Total = tuple[jax.Array, jax.Array]
 
 
-def top_k(scores: PyTree, k: int) -> PyTree:
+def top_k(scores: PyTree, k: int | jax.Array) -> PyTree:
     """The mask of the k largest scores over all leaves together.
 
     Ties go to the earlier leaf (in flattening order) and there to the lower index, so exactly k weights are True. The
@@ -28,7 +28,8 @@ def top_k(scores: PyTree, k: int) -> PyTree:
 
     Args:
       scores: a pytree of floating arrays of at most 32 bits; NaN counts as the lowest score.
-      k: how many to choose, from 0 to the number of scores.
+      k: how many to choose, from 0 to the number of scores: an int, or an integer scalar of at most 32 bits where it is
+        an argument of a compiled function, which then no other k recompiles (and which cannot check it).
 
     Returns:
       A pytree of booleans, True = sent, sharded like the scores.
@@ -41,11 +42,11 @@ def top_k(scores: PyTree, k: int) -> PyTree:
     """
     leaves, structure = jax.tree.flatten(scores)
     total = sum(leaf.size for leaf in leaves)
-    if not 0 <= k <= total:
+    if isinstance(k, int) and not 0 <= k <= total:
         raise Error(f"k: expected from 0 to {total} (the number of scores), found {k}")
     if any(leaf.size >= 2**32 for leaf in leaves):
         raise Error("scores: expected leaves of less than 2^32 elements; split the larger ones")
-    if k == 0 or k == total:
+    if isinstance(k, int) and k in (0, total):
         return jax.tree.unflatten(structure, [jnp.full(leaf.shape, k > 0) for leaf in leaves])
     threshold = _largest(_ordered, leaves, _split(k))
     masks = []
@@ -108,7 +109,7 @@ def _rank(shape: tuple[int, ...]) -> jax.Array:
     return rank
 
 
-def _tie_bounds(leaves: list[jax.Array], threshold: jax.Array, k: int) -> list[jax.Array]:
+def _tie_bounds(leaves: list[jax.Array], threshold: jax.Array, k: int | jax.Array) -> list[jax.Array]:
     """For every leaf the rank from which scores that equal the threshold are chosen.
 
     Of the first leaves all of these are chosen, of the last ones none; the leaf between, if there is one, is cut.
@@ -166,7 +167,10 @@ def _counts(keys: jax.Array, bounds: list[jax.Array]) -> list[jax.Array]:
     return jax.lax.reduce(reached, zeros, add, range(keys.ndim))
 
 
-def _split(count: int) -> _Total:
+def _split(count: int | jax.Array) -> _Total:
+    if not isinstance(count, int):
+        count = count.astype(jnp.uint32)
+        return count >> _LIMB, count & np.uint32(2**_LIMB - 1)
     return jnp.uint32(count >> _LIMB), jnp.uint32(count & (2**_LIMB - 1))
 
 

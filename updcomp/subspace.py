@@ -1,72 +1,109 @@
-"""Updates inside a basis that both sides derive from the deployed weights: W_new = W + A C B^T, only C is sent."""
+"""Updates inside a basis that both sides derive from the deployed weights: W_new = W + A C B^T, only C is sent.
+
+In floating point, with A and B the singular vectors of W, this is LoRA-XS (Balazy et al., arXiv 2405.17604).
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from updcomp.trees import kernels, matrix_shape, to_model
-from updcomp.wire import basis
+from updcomp import quantize
+from updcomp.quantize import Grid
+from updcomp.wire import basis, dtypes, packet, views
 from updcomp.wire.errors import Error
+from updcomp.wire.views import View
 
 
 class Basis(NamedTuple):
-    """What both sides hold for one kernel: near-orthonormal columns."""
+    """What both sides hold for one kernel, seen as `stack` matrices (fan_in, fan_out): near-orthonormal columns."""
 
-    left: jax.Array  # A, float32 (fan_in, min(rank, fan_in))
-    right: jax.Array  # B, float32 (fan_out, min(rank, fan_out))
+    left: jax.Array  # A, float32 (stack, fan_in, min(rank, fan_in))
+    right: jax.Array  # B, float32 (stack, fan_out, min(rank, fan_out))
 
 
-def bases(deployed: Any, rank: int, *, seed: int = 0) -> dict[str, Basis]:
-    """The bases of all kernels of a deployed model, exactly as the device will derive them.
+def basis_of(kernel: Any, rank: int, *, index: int, seed: int = 0, view: View | None = None) -> Basis:
+    """The basis of a kernel, exactly as the device will derive it.
 
     Args:
-      deployed: pytree of arrays.
+      kernel: the deployed array.
       rank: number of columns asked for; a kernel gets at most `basis.max_rank` of its shape.
+      index: of the leaf in the sorted order of the model's leaf names.
       seed: of the random start of the range finder; the packet's seed.
+      view: which axes of the kernel are fan-in and fan-out; default: the last one is fan-out.
 
     Returns:
-      Kernel name -> `Basis`.
+      Its `Basis`.
 
     Raises:
       Error: the rank is below 1.
 
-    >>> bases({"w": jnp.eye(6, 4)}, rank=2)["w"].left.shape
-    (6, 2)
+    >>> basis_of(jnp.eye(6, 4), rank=2, index=0).left.shape
+    (1, 6, 2)
     """
-    if rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise Error(f"rank: expected at least 1, found {rank}")
-    model, wanted = to_model(deployed), kernels(deployed)
-    found = {}
-    for index, (name, leaf) in enumerate(model.items()):
-        if name in wanted:
-            columns = basis.of(leaf, min(rank, basis.max_rank(leaf.shape)), seed=seed, index=index)
-            found[name] = Basis(*(jnp.asarray(side * 2.0**-basis.FRACTION, jnp.float32) for side in columns))
-    return found
+    held = dtypes.hold(np.asarray(kernel))
+    columns = basis.of(held, min(rank, basis.max_rank(held.shape, view)), seed=seed, index=index, view=view)
+    return Basis(*(jnp.asarray((side * 2.0**-basis.FRACTION).astype(np.float32)) for side in columns))
 
 
-def update(coefficients: jax.Array, of: Basis, shape: tuple[int, ...]) -> jax.Array:
+def update(coefficients: jax.Array, of: Basis, shape: tuple[int, ...], *, view: View | None = None) -> jax.Array:
     """The update A C B^T in the shape of its kernel.
 
     Args:
-      coefficients: float32 (A's columns, B's columns).
+      coefficients: float32 (stack, A's columns, B's columns).
       of: the kernel's basis.
       shape: of the kernel.
+      view: of the kernel, as the basis has it.
 
     Returns:
       float32 array of that shape.
     """
-    return (of.left @ coefficients @ of.right.T).reshape(shape)
+    return views.join(of.left @ coefficients @ of.right.mT, shape, views.resolve(view, len(shape)))
 
 
-def project(delta: jax.Array, of: Basis) -> jax.Array:
+def project(delta: jax.Array, of: Basis, *, view: View | None = None) -> jax.Array:
     """The coefficients of the part of an update that lies in the basis: C = A^T delta B.
 
     Args:
       delta: a kernel's update.
       of: the kernel's basis.
+      view: of the kernel, as the basis has it.
 
     Returns:
-      float32 (A's columns, B's columns); `update` of it is the projection of delta, as far as the basis is orthonormal.
+      float32 (stack, A's columns, B's columns); `update` of it is the projection of delta, as far as the basis is
+      orthonormal.
     """
-    return of.left.T @ delta.reshape(matrix_shape(delta.shape)) @ of.right
+    return of.left.mT @ views.split(delta, views.resolve(view, delta.ndim)) @ of.right
+
+
+@jax.jit
+def _rounded(coefficients: jax.Array, grid: Grid, counts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    step = quantize.dynamic_step(coefficients, grid, where=counts)
+    return quantize.levels(coefficients, step, grid), step
+
+
+def to_block(
+    coefficients: jax.Array, bits: int | Grid, *, view: View | None = None, counts: np.ndarray | None = None
+) -> packet.Coefficients:
+    """The block of a kernel's trained coefficients, for a `Packet`.
+
+    Args:
+      coefficients: float32 (stack, A's columns, B's columns).
+      bits: from 2 to 16, or their `Grid`.
+      view: of the kernel, as the basis has it.
+      counts: bool (A's columns, B's columns), a leading block of True: those that count and travel; default: all.
+
+    Returns:
+      The integers and their step.
+
+    >>> block = to_block(jnp.array([[[0.5, -1.0], [0.0, 1.0]]]), bits=2)
+    >>> block.values.tolist(), block.rank, block.step
+    ([[0, -1], [0, 1]], 2, 0.91796875)
+    """
+    found, step = _rounded(coefficients, quantize.grid(bits), None if counts is None else counts[None])
+    rows, columns = coefficients.shape[1:] if counts is None else (counts[:, 0].sum(), counts[0].sum())
+    values = np.asarray(found)[:, :rows, :columns].astype(np.int32).reshape(-1, columns)
+    return packet.Coefficients(values, int(max(rows, columns)), float(step), view)

@@ -16,7 +16,6 @@ from updcomp.wire import dtypes
 from updcomp.wire.errors import LeafError
 
 PyTree = Any
-matrix_shape = dtypes.as_matrix_shape
 
 
 def _is_array(leaf: Any) -> bool:
@@ -65,7 +64,7 @@ def check_arrays(tree: PyTree) -> None:
     for name, leaf in _paths(tree):
         if not _is_array(leaf):
             found = f"expected an array, found {type(leaf).__name__}"
-            raise LeafError(f"leaf {name!r}: {found}; keep what is no array in the function that applies the model")
+            raise LeafError(f"leaf {name!r}: {found}; keep what is no array in the loss (as equinox.partition does)")
 
 
 def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
@@ -92,20 +91,42 @@ def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(structure, [leaves.get(name, leaf) for name, leaf in named])
 
 
-def is_kernel(leaf: Any) -> bool:
-    """Whether a leaf is a dense or convolution kernel: floating, not empty, more than one axis. All else is aux."""
-    return leaf.ndim > 1 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+def is_collections(tree: PyTree) -> bool:
+    """Whether a tree is a dict of flax collections: the leaves under "params" train, all others are state."""
+    return isinstance(tree, dict) and "params" in tree
 
 
-def kernels(tree: PyTree) -> dict[str, Any]:
-    """The leaves with more than one axis, by name: what selection and factorisation work on."""
-    return {name: leaf for name, leaf in named_leaves(tree).items() if is_kernel(leaf)}
+def parameters(tree: PyTree) -> tuple[str, PyTree]:
+    """The part of a model that optimizers see, with what its leaves' names begin with: "params", or the whole tree."""
+    return ("params/", tree["params"]) if is_collections(tree) else ("", tree)
 
 
-def aux(tree: PyTree) -> dict[str, Any]:
-    """The floating leaves that are no kernels, by name: biases, norm scales and shifts, batch statistics."""
-    leaves = named_leaves(tree).items()
-    return {name: leaf for name, leaf in leaves if not is_kernel(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)}
+def with_subtrees(tree: PyTree, subtrees: Mapping[str, PyTree], default: PyTree) -> PyTree:
+    """The same tree with a subtree in the place of every leaf.
+
+    Args:
+      tree: any pytree.
+      subtrees: name -> what stands there.
+      default: what stands in the place of all other leaves.
+
+    Returns:
+      A tree of which `tree` is a prefix.
+
+    >>> with_subtrees({"a": 1.0, "b": {"c": 2.0}}, {"b/c": (3, 4)}, None)
+    {'a': None, 'b': {'c': (3, 4)}}
+    """
+    return jax.tree.unflatten(jax.tree.structure(tree), [subtrees.get(name, default) for name, _ in _paths(tree)])
+
+
+def subtrees_at(tree: PyTree, subtrees: PyTree) -> dict[str, PyTree]:
+    """What stands in the place of every leaf of a tree, by the leaf's name: the inverse of `with_subtrees`.
+
+    >>> subtrees_at({"a": 1.0, "b": {"c": 2.0}}, {"a": None, "b": {"c": (3, 4)}})
+    {'a': None, 'b/c': (3, 4)}
+    """
+    structure: Any = jax.tree.structure(tree)  # its stub lacks the method
+    parts = structure.flatten_up_to(subtrees)
+    return {name: part for (name, _), part in zip(_paths(tree), parts, strict=True)}
 
 
 def to_model(tree: PyTree) -> dict[str, np.ndarray]:

@@ -1,194 +1,309 @@
-"""The real entry point on a little data, killed and continued, and what it writes."""
+"""Comparisons at their smallest: whole, killed and continued, shared, extended, and of a task that is no image."""
 
+import csv
 import dataclasses
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+import shlex
+import threading
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import bench_train, compare, quickstart, report, worlds
-from experiments.results import Results, Row
-from updcomp import protocol
+import run as entry
+from experiments import bench_train, compare, images, quickstart, runs, shifts
+from experiments.results import Results, read
+from experiments.settings import ComparisonConfig, Settings
+from experiments.trainings import TrainingConfig, task_of
+from experiments.worlds import Score, World
+from tests.experiments.little import QUICKSTART, TIMES, Killed, flags, lines_of, without_times
+from updcomp import methods, trees
+from updcomp.edge import files
+from updcomp.protocol import rounds as protocol_rounds
+from updcomp.training import data
+from updcomp.training.objectives import Objective, make_score
+from updcomp.wire.errors import Error
 
-ROOT = Path(__file__).parents[2]
-LITTLE = {
-    "pretrain_samples": 300,
-    "samples": 100,
-    "validation_samples": 50,
-    "pretrain_epochs": 4,
-    "epochs": 2,
-    "seeds": 1,
-    "methods": ("subspace",),
-}
-TIMES = ("train_seconds", "encode_seconds", "apply_seconds")
-
-
-def flags(**settings):
-    return [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in settings.items()]
+RANKS = ("subspace:rank=4,8",)
 
 
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False
-    )
-
-
-def without_times(rows):
-    return [{name: value for name, value in row._asdict().items() if name not in TIMES} for row in rows]
+def little(**options):
+    return quickstart.Config(**{**QUICKSTART, "settings": RANKS, **options})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("quickstart")
-    return workdir, run(f"--workdir={workdir}", *flags(**LITTLE))
+def finished(tmp_path_factory, deliver_here):
+    workdir = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol_rounds, "deliver", deliver_here)
+        return workdir, quickstart.run(little(), workdir)
 
 
-def test_the_entry_point_leaves_rows_report_plot_and_update_files(finished):
-    workdir, done = finished
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-    assert set(rows[0]) == set(Row._fields)
-    assert len(rows) == 1 + 5
-    assert rows[0]["method"] == "full"
-    assert (workdir / "accuracy_vs_bytes.png").stat().st_size > 10_000
-    sizes = sorted(path.stat().st_size for path in (workdir / "updates").iterdir())
-    assert sizes == sorted(row["update_bytes"] for row in rows)
-    assert "| subspace" in done.stdout
-    assert re.search(r"bytes instead of .* keep .* % of the full update's gain", done.stdout)
-    assert "accuracy_vs_bytes.png" in (workdir / "report.md").read_text()
+def test_a_run_leaves_rows_tables_reports_and_update_files(finished):
+    workdir, rows = finished
+    assert [(row.identity.method, row.identity.setting) for row in rows] == [
+        ("full", {"bits": None}),
+        ("subspace", {"rank": 4}),
+        ("subspace", {"rank": 8}),
+    ]
+    sizes = {path.name: path.stat().st_size for path in (workdir / "updates").iterdir()}
+    assert sizes == {f"{runs.file_name(row.identity)}.upd": row.metrics["update_bytes"] for row in rows}
+    assert {path.name for path in workdir.iterdir()} == {
+        "accuracy_vs_bytes.png",
+        "config.json",
+        "device",
+        "report.html",
+        "report.md",
+        "results.csv",
+        "results.jsonl",
+        "updates",
+    }
+    assert [line["method"] for line in csv.DictReader((workdir / "results.csv").read_text().splitlines())] == [
+        row.identity.method for row in rows
+    ]
+    assert "| subspace | rank=4 " in (workdir / "report.md").read_text()
 
 
-def test_a_second_start_finds_everything_done(finished):
-    workdir, first = finished
-    before = (workdir / "results.jsonl").read_bytes()
-    again = run(f"--workdir={workdir}", *flags(**LITTLE))
-    assert again.returncode == 0
-    assert again.stdout == first.stdout
-    assert (workdir / "results.jsonl").read_bytes() == before
+def test_a_row_has_the_columns_that_are_documented(finished):
+    _, (full, small, _) = finished
+    assert set(full.metrics) == {
+        *("update_bytes", "plain_bytes", "sent", "accuracy", "full_update_accuracy", "deployed_accuracy"),
+        *("trained_accuracy", "validation_accuracy", "deployed_validation_accuracy", "samples", "restart", *TIMES),
+    }
+    assert full.identity.about == {"shift": "rotation"}
+    assert small.metrics["full_update_accuracy"] == full.metrics["accuracy"]
+    for row in (full, small):
+        assert row.metrics["sent"] == (row.metrics["validation_accuracy"] > row.metrics["deployed_validation_accuracy"])
+        assert row.metrics["samples"] == 100
+    assert full.metrics["compile_seconds"] > 0
 
 
-def test_other_flags_in_the_same_folder_are_refused(finished):
-    workdir, _ = finished
-    done = run(f"--workdir={workdir}", *flags(**{**LITTLE, "epochs": 3}))
-    assert done.returncode == 2
-    assert "--epochs: expected 2" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_the_accuracy_is_that_of_the_file_applied_to_the_deployed_model(finished):
+    workdir, rows = finished
+    world = images.shifted(little())(0)
+    like = world.init(jax.random.key(0))
+    deployed = files.read_model(workdir / "device" / "deployed-seed0.safetensors").model
+    for row in rows:
+        update = (workdir / "updates" / f"{runs.file_name(row.identity)}.upd").read_bytes()
+        model = trees.from_model(protocol_rounds.container.apply_update(update, deployed), like)
+        logits, _ = images.load(little()).model.apply(model, data.to_float(world.test.images), train=False)
+        hits = np.mean(np.argmax(np.asarray(logits), axis=-1) == world.test.labels)
+        assert row.metrics["accuracy"] == pytest.approx(hits, abs=1e-6)
+
+
+def test_a_second_start_finds_everything_done(finished, capsys, monkeypatch):
+    workdir, rows = finished
+    before = {name: (workdir / name).read_bytes() for name in ("results.jsonl", "report.md", "report.html")}
+    monkeypatch.setattr(protocol_rounds, "run_round", None)
+    monkeypatch.setattr(methods, "full", None)  # what the deployed model is trained with
+    assert quickstart.run(little(), workdir) == rows
+    assert {name: (workdir / name).read_bytes() for name in before} == before
+    assert "| subspace " in capsys.readouterr().out
+
+
+def test_a_killed_experiment_continues_and_ends_with_the_same_rows(finished, tmp_path, monkeypatch, deliver_here):
+    delivered = []
+
+    def die_in_the_second(*arguments, **options):
+        delivered.append(arguments)
+        if len(delivered) == 2:
+            raise Killed
+        return deliver_here(*arguments, **options)
+
+    monkeypatch.setattr(protocol_rounds, "deliver", die_in_the_second)
+    with pytest.raises(Killed):
+        quickstart.run(little(), tmp_path)
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text() + '{"experiment": "quick')  # a row that was being written
+    continued = quickstart.run(little(), tmp_path)
+    assert len(delivered) == 4
+    assert without_times(continued) == without_times(finished[1])
+
+
+def test_the_command_of_the_report_makes_its_table_again_after_several_starts(finished, tmp_path, capsys):
+    workdir, own = tmp_path / "first folder", tmp_path / "mine.py"
+    own.write_text("from updcomp.methods import low_rank\nMETHODS = {'thin': lambda: low_rank(rank=1)}\n")
+    quickstart.run(little(), workdir)
+    quickstart.run(little(settings=(), settings_file=str(own)), workdir)
+    rows = quickstart.run(little(settings=("subspace:rank=4:aux=4",), seeds=2), workdir)
+    (line,) = [line for line in (workdir / "report.md").read_text().splitlines() if line.startswith("    python run.py")]
+    arguments = shlex.split(line)[2:]
+    assert f"--workdir={workdir}" in arguments
+    assert f"--settings_file={own}" in arguments
+    assert f"<pre>{line.strip().split()[0]} run.py" in (workdir / "report.html").read_text()
+    arguments[arguments.index(f"--workdir={workdir}")] = f"--workdir={tmp_path / 'second'}"
+    assert entry.main(arguments) == 0
+    again = {runs.file_name(row.identity) for row in read(tmp_path / "second" / "results.jsonl")}
+    # All seeds have what some seed had: 1 and 4 cells in the table, 2 times 5 in the new one.
+    assert again == {
+        runs.file_name(row.identity._replace(seed=seed)) for row in rows for seed in range(2)
+    }
+
+
+def test_what_another_process_does_comes_last(tmp_path):
+    locks = {name: tmp_path / name for name in "abc"}
+    done = []
+    with runs.alone(locks["a"], wait=False) as held:
+        assert held
+        work = runs.shared("abc", locks.__getitem__)
+        done += [next(work), next(work)]
+        waiting = threading.Thread(target=lambda: done.extend(work))
+        waiting.start()
+        time.sleep(0.2)
+        assert done == ["b", "c"]
+    waiting.join(10)
+    assert done == ["b", "c", "a"]
+
+
+def test_processes_share_the_cells_of_a_comparison(finished, tmp_path, monkeypatch):
+    """Another process has the first cell after the reference, and ends it once this one has done the last."""
+    rows = {row.identity.setting.get("rank"): row for row in finished[1]}
+    busy = runs.alone(tmp_path / "device" / f"{runs.file_name(rows[4].identity)}.lock", wait=False)
+    results = Results(tmp_path, "quickstart", little())
+    results.claim()
+    append = Results.append
+
+    def appended(self, row):
+        append(self, row)
+        if row.identity.setting == {"rank": 8}:
+            append(self, rows[4])
+            busy.__exit__(None, None, None)
+
+    monkeypatch.setattr(Results, "append", appended)
+    assert busy.__enter__()
+    found = quickstart.run(little(), tmp_path)
+    assert [row.identity.setting.get("rank") for row in found] == [None, 8, 4]
+    assert found[2] == rows[4]
+
+
+def worse(key, deployed, task):
+    packet = methods.full(bits=8)(key, deployed, task._replace(learning_rate=0.0))
+    return packet._replace(blocks={name: block for name, block in packet.blocks.items() if "kernel" in name})
+
+
+def test_an_update_that_is_given_up_is_told_in_its_row_and_the_table(tmp_path, capsys):
+    rows = compare.run(
+        little(settings=("worse",)), tmp_path, experiment="quickstart", factories={**methods.METHODS, "worse": lambda: worse}
+    )
+    assert [row.metrics["sent"] for row in rows] == [True, False]
+    assert rows[1].metrics["accuracy"] == rows[1].metrics["deployed_accuracy"]
+    assert (rows[1].metrics["plain_bytes"], rows[1].metrics["update_bytes"] <= 64) == (0, True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "| worse" in line]
+    assert "| 0/1 |" in line.replace("  ", "")
+
+
+@pytest.mark.parametrize("name", shifts.SHIFTS)
+def test_every_shift_makes_a_world_of_disjoint_samples(name):
+    config = little(shift=name, batch_size=25)
+    source = data.load("digits")
+    world = images.shifted(config)(0)
+    again = images.shifted(config)(0)
+    for part, other in zip(jax.tree.leaves(world.test), jax.tree.leaves(again.test), strict=True):
+        np.testing.assert_array_equal(part, other)
+    assert world.test.images.shape == source.test.images.shape
+    assert world.test.images.dtype == np.uint8
+    np.testing.assert_array_equal(world.test.labels, source.test.labels)
+    assert len(world.task.train.labels) == 100
+    if shifts.SHIFTS[name].images:
+        assert len(world.before.train.labels) == 300
+        assert np.mean(np.abs(world.test.images.astype(float) - source.test.images)) > 5
+    else:
+        assert set(np.asarray(world.before.train.labels)) == set(np.asarray(world.before.validation.labels))
+        assert set(np.asarray(world.before.train.labels)) < set(np.asarray(world.task.train.labels))
+    assert world.about == {"shift": name}
+    assert np.isfinite(world.score.of(world.init(jax.random.key(0)), world.test))
+
+
+def test_a_shift_takes_other_numbers():
+    upright, turned = (images.shifted(little(shift=f"rotation:low={a}:high={a}"))(0).test.images for a in (0, 90))
+    np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
+    two = images.shifted(little(shift="classes:share=0.2", batch_size=10))(0)
+    assert set(np.asarray(two.before.train.labels)) == {0, 1}
+
+
+def test_several_devices_give_the_same_updates(finished, tmp_path):
+    rows = quickstart.run(little(devices=2), tmp_path)
+    for row, single in zip(rows, finished[1], strict=True):
+        assert row.metrics["accuracy"] == pytest.approx(single.metrics["accuracy"], abs=0.05)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["--experiment=nope"], "expected one of quickstart, compare, rounds, bench_train"),
-        (["--methods=best"], "--methods: expected some of full, partial"),
-        (["--shift=flood"], "--shift: expected one of rotation"),
-        (["--model=brain"], "model: expected one of mlp"),
-        (["--experiment=bench_wire", "--epochs=3"], "--epochs: bench_wire does not read it"),
-        (["--samples=5000"], "split"),
-        (["--samples=20"], "batch_size"),
-        (["--dataset=mnist", "--data_dir=/nonexistent"], "mnist"),
-        (["quickstart"], "expected flags only"),
-        (["--epochs=abc"], "--epochs"),
-        (["--no_such_flag=1"], "no_such_flag"),
-        (["--batch_size=0"], "--batch_size: expected at least 1"),
-        (["--optimizer=lion"], "--optimizer: expected one of adam, sgd"),
-        (["--schedule=never"], "--schedule: expected one of tenth"),
-        (["--seeds=0"], "--seeds: expected at least 1"),
-        (["--devices=99"], "--devices: expected at most"),
-        (["--workdir=/proc/nothing"], "--workdir: /proc/nothing"),
+        ({"samples": 20}, "--samples: expected at least --batch_size=50 samples to train on, found 20; use more samples"),
+        ({"pretrain_samples": 40}, "--pretrain_samples: expected at least --batch_size=50"),
+        ({"pretrain_samples": 60, "shift": "classes:share=0.1"}, "--pretrain_samples: expected at least --batch_size=50"),
+        ({"shift": "classes:share=0"}, "--shift: classes: share: expected above 0 and at most 1, found 0"),
+        ({"samples": 5000}, "split: expected counts of together at most 1198"),
+        ({"settings": ("low_rank:rank=0",)}, "--settings: low_rank: rank"),
     ],
-    ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
-def test_wrong_flags_are_one_line_and_exit_status_2(arguments, message, tmp_path):
-    done = run(f"--workdir={tmp_path}", *arguments)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("updcomp: error: ")]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in done.stderr
+def test_what_does_not_fit_is_told_before_anything_is_trained_or_written(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "full", None)
+    with pytest.raises(Error, match=message):
+        quickstart.run(little(**options), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_flag_does_not_lock_the_folder(tmp_path):
-    assert run(f"--workdir={tmp_path}", "--shift=flood").returncode == 2
-    assert not (tmp_path / "config.json").exists()
+def test_settings_are_told_before_data_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(images.data, "load", None)
+    with pytest.raises(Error, match="--settings: expected a method"):
+        quickstart.run(little(settings=("best",)), tmp_path)
 
 
-def test_help_names_every_flag_of_every_group():
-    done = run("--help")
-    assert done.returncode == 0
-    for name in (*(field.name for field in dataclasses.fields(quickstart.Config)), "experiment", "workdir"):
-        assert f"--{name}" in done.stdout
-    assert "Model and training:" in done.stdout
+@dataclasses.dataclass(frozen=True)
+class LineConfig(TrainingConfig, ComparisonConfig):
+    """Lines."""
+
+    learning_rate: float = 0.3
+    epochs: int = 30
+    batch_size: int = 16
 
 
-class Killed(Exception):
-    pass
+def squared(variables, batch, key):
+    return jnp.mean((batch["x"] @ variables["w"] - batch["y"]) ** 2)
 
 
-def test_a_killed_experiment_continues_and_ends_with_the_same_rows(tmp_path, monkeypatch):
-    config, settings = quickstart.Config(**LITTLE), {"subspace": [{"rank": 4}, {"rank": 8}]}
-    whole = compare.run(config, tmp_path / "whole", settings=settings)
-    deliver, delivered = protocol.deliver, []
+def lines(config):
+    objective = Objective(squared)
+    error = make_score(objective)
 
-    def die_in_the_third(*arguments, **options):
-        delivered.append(arguments)
-        if len(delivered) == 3:
-            raise Killed
-        return deliver(*arguments, **options)
+    def world(seed):
+        x = np.random.default_rng(seed).normal(size=(96, 4)).astype(np.float32)
+        slopes = np.array([[1, 2, 3], [0, 1, 0], [2, 0, 1], [0, 0, 1]], np.float32)
+        train, validation, test = ({"x": part, "y": part @ slopes} for part in np.split(x, 3))
+        return World(
+            dataset="lines",
+            model="linear",
+            title="Lines",
+            init=lambda key: {"w": 0.1 * jax.random.normal(key, (4, 3))},
+            before=None,
+            task=task_of(config, objective, train, validation),
+            test=test,
+            score=Score("squared_error", lambda variables, data: -error(variables, data), 2, higher_is_better=False),
+            about={"slopes": "small"},
+        )
 
-    monkeypatch.setattr(protocol, "deliver", die_in_the_third)
-    with pytest.raises(Killed):
-        compare.run(config, tmp_path / "killed", settings=settings)
-    rows = tmp_path / "killed" / "results.jsonl"
-    rows.write_text(rows.read_text() + '{"experiment": "quick')  # a row that was being written
-    continued = compare.run(config, tmp_path / "killed", settings=settings)
-    assert without_times(continued) == without_times(whole)
-
-
-def test_the_deployed_model_is_trained_once(tmp_path, monkeypatch):
-    config = quickstart.Config(**{**LITTLE, "methods": ()})
-    quickstart.run(config, tmp_path)
-    monkeypatch.setattr(worlds, "fit", None)
-    assert (tmp_path / "checkpoints" / "deployed-0").is_dir()
-    assert len(quickstart.run(config, tmp_path)) == 1
+    return world
 
 
-@pytest.mark.parametrize(("shift", "model"), [("classes", "mlp"), ("contrast_noise", "cnn")])
-def test_other_worlds_run(shift, model, tmp_path):
-    config = quickstart.Config(**{**LITTLE, "methods": ("low_rank",)}, shift=shift, model=model, devices=2)
-    rows = compare.run(config, tmp_path, settings={"low_rank": [{"rank": 1}]})
-    assert [row.method for row in rows] == ["full", "low_rank"]
-    assert all(0 <= row.accuracy <= 1 for row in rows)
-
-
-def row(method, setting, seed, update_bytes, accuracy, validation=0.9):
-    measured = (update_bytes, accuracy, 0.9, 0.5, 1.0, 0.1, 0.2, validation, 0.5)
-    return Row("quickstart", "digits", "mlp", method, setting, seed, 0, *measured, 500, False, True, accuracy, 1000)
-
-
-def test_the_conclusion_is_chosen_on_validation_data_and_told_in_test_accuracy():
-    rows = [row("full", "bits=None", seed, 1_000_000, 0.9) for seed in range(2)]
-    rows += [row("tiny", "a", seed, 50, 0.95, validation=0.8) for seed in range(2)]
-    rows += [row("small", "b", seed, 500, 0.86 + 0.02 * seed) for seed in range(2)]
-    summaries = report.summarise(rows)
-    assert [summary.method for summary in summaries] == ["tiny", "small", "full"]
-    assert summaries[1].kept == pytest.approx(0.925)
-    assert summaries[1].spread == pytest.approx(np.std([0.86, 0.88], ddof=1))
-    sentence = report.conclusion(rows, summaries)
-    assert sentence.startswith("500 bytes instead of 1,000,000 (2,000 times fewer) keep 92 % of the full update's gain")
-
-
-def test_rows_survive_a_new_process(tmp_path):
-    config = quickstart.Config()
-    Results(tmp_path, config).append(row("full", "bits=None", 0, 10, 0.9))
-    again = Results(tmp_path, config)
-    assert again.find("full", "bits=None", 0) == row("full", "bits=None", 0, 10, 0.9)
-    assert again.find("full", "bits=None", 1) is None
+def test_a_world_need_not_be_of_images(tmp_path, capsys):
+    config = LineConfig(settings=("low_rank:rank=1,3:bits=8",), seeds=2)
+    rows = compare.run(config, tmp_path, experiment="lines", worlds=lines)
+    assert {row.identity.dataset for row in rows} == {"lines"}
+    full, thin, thick = ([r.metrics["squared_error"] for r in rows if r.identity.setting == s] for s in (
+        {"bits": None},
+        {"rank": 1, "bits": 8},
+        {"rank": 3, "bits": 8},
+    ))
+    assert max(full) < 0.1 < min(row.metrics["deployed_squared_error"] for row in rows)
+    assert np.mean(thick) < np.mean(thin)
+    assert "| squared error " in capsys.readouterr().out
+    assert (tmp_path / "squared_error_vs_bytes.png").exists()
+    assert lines_of(tmp_path)[0]["about"] == {"slopes": "small"}
 
 
 def test_the_training_benchmark_measures_every_variant(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import binascii
 import collections
+import itertools
 import struct
 import time
 import tracemalloc
@@ -81,13 +82,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    base = samples.model()
-    updates = [container.encode(packet, base) for packet in samples.packets().values()]
-    edits = random_edits(updates, np.random.default_rng(options.seed))
+    suites = [
+        (
+            base,
+            random_edits([container.encode(packet, base) for packet in packets], np.random.default_rng(options.seed)),
+        )
+        for base, packets in samples.suites()
+    ]
     outcomes: collections.Counter[str] = collections.Counter()
     slowest = 0.0
     tracemalloc.start()
-    for _ in range(options.count):
+    for _, (base, edits) in zip(range(options.count), itertools.cycle(suites), strict=False):
         start = time.perf_counter()
         outcomes[outcome(next(edits), base)] += 1
         slowest = max(slowest, time.perf_counter() - start)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from updcomp.wire import dtypes, hashing, packet
+from updcomp.wire import dtypes, hashing, packet, views
 
 STEP = packet.round_step(0.01)
 
@@ -85,3 +85,60 @@ def packets() -> dict[str, packet.Packet]:
     return {name: packet.Packet(blocks, seed=5) for name, blocks in kinds.items()} | {
         "together": packet.Packet(together, seed=2**32 - 1)
     }
+
+
+VIEWS = {
+    "attention": ((8, 2, 4), "in out out"),
+    "convolution": ((4, 2, 3, 3), "out in in in"),
+    "depthwise": ((3, 3, 6), "in in stack"),
+    "layers": ((3, 6, 4), "stack in out"),
+    "norms": ((3, 5), "stack out"),
+}
+
+
+def blocks_of(shape: tuple[int, ...], view: views.View | None, stream: int, rank: int = 2) -> dict[str, packet.Block]:
+    """A block of each kind that has a view, for a leaf of this shape."""
+    stack, fan_in, fan_out = views.shape_of(shape, views.resolve(view, len(shape)))
+    low = min(rank, fan_in, fan_out)
+    left, right = integers((stack * fan_in, low), stream), integers((stack * fan_out, low), stream + 2)
+    values = integers((stack * min(rank, fan_in), min(rank, fan_out)), stream + 4, 900)
+    return {
+        "coefficients": packet.Coefficients(values, rank, STEP, view),
+        "dense": packet.Dense(integers(shape, stream + 6), STEP, view),
+        "factors": packet.Factors(left, right, STEP, view),
+    }
+
+
+def viewed_model() -> dict[str, np.ndarray]:
+    """Kernels whose last axis is not their fan-out, a copy of each for each kind that has a view, and others."""
+    base = {}
+    for stream, (name, (shape, _)) in enumerate(VIEWS.items()):
+        leaf = floats(shape, 100 + stream).astype(np.float16 if name == "layers" else np.float32)
+        base |= {f"{name}/{kind}": leaf * (1 + i) for i, kind in enumerate(("coefficients", "dense", "factors"))}
+    bfloat16 = (base["attention/dense"].view(np.uint32) >> 16).astype("<u2").view(dtypes.BFLOAT16)
+    return base | {
+        "attention/dense": bfloat16,
+        "bias": floats((5,), 110).astype(np.float32),
+        "scale": np.array(0.5),
+        "sparse": floats((6, 4), 111).astype(np.float32),
+    }
+
+
+def viewed_packet() -> packet.Packet:
+    """Every kind that has a view with each of the views, blocks with the default one, and one without."""
+    blocks = {
+        f"{name}/{kind}": block
+        for stream, (name, (shape, words)) in enumerate(VIEWS.items())
+        for kind, block in blocks_of(shape, views.of_words(words), 200 + 10 * stream).items()
+    }
+    plain = {
+        "bias": packet.Dense(np.int32([1, 0, -2, 0, 3]), STEP),
+        "scale": packet.Dense(np.array(3, np.int32), STEP),
+        "sparse": packet.Sparse(np.array([2, 9]), np.int32([4, -1]), STEP),
+    }
+    return packet.Packet(blocks | plain, seed=7)
+
+
+def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
+    """Each model with its packets."""
+    return [(model(), list(packets().values())), (viewed_model(), [viewed_packet()])]

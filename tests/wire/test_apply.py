@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.wire import samples
-from updcomp.wire import apply, basis, dtypes, errors, packet, positions
+from updcomp.wire import apply, basis, dtypes, errors, packet, positions, views
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 
@@ -97,10 +97,46 @@ def test_products_are_those_of_python_integers(dtype, shape):
     assert bits_after(packet.Factors(left, right, samples.STEP), old) == reference(old, product, samples.STEP)
 
     values = samples.integers((min(rank, fan_in), min(rank, fan_out)), 67)
-    a, b = (side.astype(int).astype(object) for side in basis.of(old, rank, seed=2, index=1))
+    a, b = (side[0].astype(int).astype(object) for side in basis.of(old, rank, seed=2, index=1))
     product = (a @ values.astype(object) @ b.T).ravel().tolist()
     found = bits_after(packet.Coefficients(values, rank, samples.STEP), old, seed=2, index=1)
     assert found == reference(old, product, samples.STEP * 2.0**-28)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "words"), samples.VIEWS.values())
+def test_products_of_a_stack_are_those_of_each_matrix(dtype, shape, words):
+    view = views.of_words(words)
+    old = leaf_of(samples.floats(shape, 77), dtype)
+    blocks = samples.blocks_of(shape, view, 78)
+    stack, fan_in, fan_out = views.shape_of(shape, view)
+
+    def expected(left, right, step):
+        left, right = left.reshape(stack, fan_in, -1), right.reshape(stack, fan_out, -1)
+        products = np.stack([a @ b.T for a, b in zip(left, right, strict=True)])
+        return reference(old, views.join(products, shape, view).ravel().tolist(), step)
+
+    factors, coefficients = blocks["factors"], blocks["coefficients"]
+    left, right = factors.left.astype(object), factors.right.astype(object)
+    assert bits_after(factors, old) == expected(left, right, samples.STEP)
+    a, b = (side.astype(int).astype(object) for side in basis.of(old, coefficients.rank, seed=2, index=1, view=view))
+    values = coefficients.values.astype(object).reshape(stack, a.shape[2], b.shape[2])
+    inner = np.stack([x @ y for x, y in zip(a, values, strict=True)])
+    assert bits_after(coefficients, old, seed=2, index=1) == expected(inner, b, samples.STEP * 2.0**-28)
+
+
+@pytest.mark.parametrize("words", ["stack in out", "stack out in", "in stack out", "out in in"])
+def test_large_stacks_are_the_same_as_small_ones(words):
+    for shape in ((3000, 5, 7), (7, 130, 140), (2, 700, 300)):
+        view = views.of_words(words)
+        old = samples.floats(shape, 90).astype(np.float32)
+        factors = samples.blocks_of(shape, view, 91)["factors"]
+        stack, fan_in, fan_out = views.shape_of(shape, view)
+        left, right = factors.left.reshape(stack, fan_in, -1), factors.right.reshape(stack, fan_out, -1)
+        dense = packet.Dense(views.join(left @ right.transpose(0, 2, 1), shape, view), samples.STEP, view)
+        np.testing.assert_array_equal(
+            apply.apply_block(factors, old, seed=0, index=0), apply.apply_block(dense, old, seed=0, index=0)
+        )
 
 
 def test_large_leaves_are_the_same_as_small_ones_slice_by_slice():
@@ -137,6 +173,7 @@ def test_the_model_is_not_changed_and_kept_leaves_are_the_same_objects():
 
 VALUES = np.ones((24, 10), np.int32)
 STEP = samples.STEP
+OUT_IN, STACKED = views.View((1,), (0,)), views.View((), (1,))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +184,18 @@ STEP = samples.STEP
         (packet.Half(np.zeros(240, np.float16)), "delta"),
         (packet.Half(np.full((24, 10), np.nan, np.float16)), "finite"),
         (packet.Dense(VALUES[:3], STEP), "shape of values"),
-        (packet.Dense(VALUES.astype(np.int64), STEP), "dtype of values"),
+        (packet.Dense(VALUES.astype(np.float32), STEP), "values: expected integers that fit int32, found float32"),
+        (packet.Dense(VALUES.astype(np.int64) << 31, STEP), "values: expected integers that fit int32, found 0 to"),
+        (packet.Sparse(np.array([1.0]), np.ones(1, np.int32), STEP), "positions: expected integers that fit int64"),
+        (packet.Sparse(np.array([2**63], np.uint64), np.ones(1, np.int32), STEP), "positions: .* found 0 to 9223"),
+        (VALUES, "block: expected one of packet's kinds such as Dense, found ndarray"),
+        (packet.Dense(VALUES, STEP, "in out"), "view: expected a View as views.of_words returns it, found 'in out'"),
+        (packet.Dense(VALUES, STEP, views.View((0,), (2,))), "view: expected ascending axes below 2"),
+        (packet.Dense(VALUES, STEP, views.View((), ())), "at least one of them in or out"),
+        (packet.Factors(VALUES, VALUES, STEP, views.View((0, 0), (1,))), "none of them twice"),
+        (packet.Factors(VALUES[:, :1], VALUES[:10, :1], STEP, OUT_IN), "factors"),
+        (packet.Factors(VALUES[:, :2], np.ones((240, 2), np.int32), STEP, STACKED), "rank: expected 1 to 1"),
+        (packet.Coefficients(VALUES[:3, :3], 3, STEP, STACKED), "shape of values"),
         (packet.Dense(VALUES, 0.1), "step"),
         (packet.Dense(VALUES, float("nan")), "step"),
         (packet.Sparse(np.array([1, 1]), np.ones(2, np.int32), STEP), "ascending"),
@@ -181,3 +229,21 @@ def test_lossy_blocks_take_float_leaves_only(leaf):
 def test_a_block_for_a_leaf_that_is_not_there_is_refused():
     with pytest.raises(errors.LeafError, match=r"'kernel'.*dense/kernel"):
         apply.apply(packet.Packet({"kernel": packet.Raw(np.zeros(1))}), samples.model())
+
+
+def test_integers_of_any_width_are_taken_where_they_fit():
+    model = samples.model()
+    sparse = samples.packets()["sparse"].blocks["dense/kernel"]
+    for integers, places in ((np.int8, np.uint8), (np.int64, np.int16), (">i4", ">u2")):
+        narrow = packet.Sparse(sparse.positions.astype(places), sparse.values.astype(integers), np.float32(sparse.step))
+        held = packet.held(packet.Packet({"dense/kernel": narrow})).blocks["dense/kernel"]
+        assert [field.dtype for field in held[:2]] == [np.int64, np.int32]
+        new = [apply.apply(packet.Packet({"dense/kernel": block}), model)["dense/kernel"] for block in (sparse, narrow)]
+        np.testing.assert_array_equal(*new)
+
+
+def test_arrays_that_are_right_are_not_copied():
+    sent = samples.packets()["together"]
+    held = packet.held(sent)
+    assert held.seed == sent.seed
+    assert all(a is b for name in sent.blocks for a, b in zip(held.blocks[name], sent.blocks[name], strict=True))

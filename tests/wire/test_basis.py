@@ -2,11 +2,16 @@ import numpy as np
 import pytest
 
 from tests.wire import samples, twin_basis
-from updcomp.wire import basis, dtypes, errors
+from updcomp.wire import basis, dtypes, errors, views
+
+
+def stacked(leaf, rank, **kwargs):
+    return basis.of(leaf, rank, **({"seed": 3, "index": 1} | kwargs))
 
 
 def of(leaf, rank, **kwargs):
-    return basis.of(leaf, rank, **({"seed": 3, "index": 1} | kwargs))
+    """The bases of the only matrix."""
+    return [columns[0] for columns in stacked(leaf, rank, **kwargs)]
 
 
 def decaying(fan_in, fan_out, decay=0.85):
@@ -48,9 +53,50 @@ def test_the_basis_is_that_of_python_integers(shape, rank, kind):
         leaf = np.zeros_like(leaf)
     if kind == "dependent":
         leaf = (np.ones(leaf.shape) * leaf.reshape(-1, leaf.shape[-1])[0]).astype(np.float32)
-    expected = twin_basis.basis(leaf.ravel().astype(float).tolist(), dtypes.as_matrix_shape(shape), rank, 3, 1)
-    for found, columns in zip(of(leaf, rank), expected, strict=True):
-        np.testing.assert_array_equal(found.T, columns)
+    shape = (1, *dtypes.as_matrix_shape(shape))
+    expected = twin_basis.basis(leaf.ravel().astype(float).tolist(), shape, rank, 3, 1)
+    for found, columns in zip(stacked(leaf, rank), expected, strict=True):
+        np.testing.assert_array_equal(found.transpose(0, 2, 1), columns)
+
+
+@pytest.mark.parametrize(("shape", "words"), samples.VIEWS.values())
+@pytest.mark.parametrize("rank", [1, 4])
+def test_the_bases_of_a_stack_are_those_of_python_integers(shape, words, rank):
+    view = views.of_words(words)
+    leaf = samples.floats(shape, 4).astype(np.float32)
+    rank = min(rank, basis.max_rank(shape, view))
+    matrices = views.split(leaf, view)
+    expected = twin_basis.basis(matrices.ravel().astype(float).tolist(), matrices.shape, rank, 3, 1)
+    for found, columns in zip(stacked(leaf, rank, view=view), expected, strict=True):
+        np.testing.assert_array_equal(found.transpose(0, 2, 1), columns)
+
+
+def test_the_matrices_of_a_stack_have_one_scale_and_one_stream_of_signs():
+    leaf = np.zeros((2, 3, 3), np.float32)
+    left, right = stacked(leaf, 2, view=views.of_words("stack in out"))
+    assert (left[0] != left[1]).any()
+    for found, alone in zip((left, right), of(leaf[0], 2), strict=True):
+        np.testing.assert_array_equal(found[0], alone)
+    tiny = np.stack([samples.floats((4, 4), 5), 2.0**-40 * samples.floats((4, 4), 6)])
+    left, _ = stacked(tiny, 1, view=views.of_words("stack in out"))
+    assert set(np.abs(left[1]).ravel()) == {2.0**13}  # its weights round to zero: signs remain
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "expected"),
+    [
+        ((4, 64, 32), "stack in out", 64),
+        ((64, 2048, 2048), "stack in out", 1024),
+        ((512, 3, 3), "stack in out", 3),
+        ((1 << 15, 3, 3), "stack in out", 2),
+        ((1 << 16, 3, 3), "stack in out", 1),
+        ((1 << 17, 3, 3), "stack in out", 0),
+        ((0, 3, 3), "stack in out", 0),
+        ((100, 5000), "stack out", 3),
+    ],
+)
+def test_ranks_of_stacks_are_bounded(shape, words, expected):
+    assert basis.max_rank(shape, views.of_words(words)) == expected
 
 
 def test_the_basis_does_not_depend_on_the_order_of_summation():

@@ -1,18 +1,23 @@
+import json
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wire import fuzz, samples
-from updcomp.wire import apply, container, errors, fingerprint, header, packet
+from updcomp.wire import apply, basis, container, dtypes, errors, fingerprint, header, packet, streams, views
+
+
+def same_field(x, y):
+    if isinstance(x, np.ndarray):
+        return (x.dtype, x.shape) == (y.dtype, y.shape) and x.tobytes() == y.tobytes()
+    return x == y
 
 
 def same(a, b):
     """Whether two blocks are equal field by field, dtypes included."""
-    return type(a) is type(b) and all(
-        np.asarray(x).dtype == np.asarray(y).dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        for x, y in zip(a, b, strict=True)
-    )
+    return type(a) is type(b) and all(same_field(x, y) for x, y in zip(a, b, strict=True))
 
 
 def raw_instead(block):
@@ -33,6 +38,107 @@ def test_a_packet_returns_and_the_device_gets_the_servers_model(kind):
     assert container.encode(received, base) == update
 
 
+def test_a_packet_with_views_returns():
+    base, sent = samples.viewed_model(), samples.viewed_packet()
+    update = container.encode(sent, base)
+    received = container.decode(update, base)
+    assert received.blocks.keys() == sent.blocks.keys()
+    for name, block in received.blocks.items():
+        assert same(block, sent.blocks[name])
+    assert fingerprint.of(container.apply_update(update, base)) == fingerprint.of(apply.apply(sent, base))
+    assert container.encode(received, base) == update
+
+
+@settings(derandomize=True)
+@given(st.data(), st.lists(st.integers(1, 5), max_size=4), st.integers(1, 5))
+def test_any_block_with_any_view_returns(data, lengths, rank):
+    shape = tuple(lengths)
+    words = data.draw(st.lists(st.sampled_from(["stack", "in", "out"]), min_size=len(shape), max_size=len(shape)))
+    if words and set(words) == {"stack"}:
+        words[0] = "out"
+    view = views.of_words(" ".join(words))
+    default = view == views.last_axis_out(len(shape))
+    rank = min(rank, basis.max_rank(shape, view))
+    for kind, block in samples.blocks_of(shape, view, data.draw(st.integers(0, 99)), rank).items():
+        base = {"w": samples.floats(shape, 1).astype(np.float32)}
+        update = container.encode(packet.Packet({"w": block}), base)
+        new = container.apply_update(update, base)
+        assert fingerprint.of(new) == fingerprint.of(apply.apply(packet.Packet({"w": block}), base))
+        for received in container.decode(update, base).blocks.values():
+            assert same(received, block._replace(view=None) if default else block)
+            assert container.inspect(update, base)["blocks"][0]["kind"] == kind
+            assert header.parse(update).version == (1 if default else 2)
+
+
+def test_the_default_view_costs_nothing():
+    base = samples.model()
+    for sent in samples.packets().values():
+        said = {
+            name: block._replace(view=views.last_axis_out(base[name].ndim)) if hasattr(block, "view") else block
+            for name, block in sent.blocks.items()
+        }
+        update = container.encode(sent._replace(blocks=said), base)
+        assert update == container.encode(sent, base)
+        assert header.parse(update).version == 1
+
+
+def test_a_view_that_fits_the_kernel_codes_it_smaller():
+    scales = 1 << samples.bits(64, 95, 3).astype(np.int32).reshape(8, 8)  # per column of fan-out
+    values = samples.integers((64, 8, 8), 96) * scales
+    base = {"w": np.zeros((64, 8, 8), np.float32)}
+    sizes = [
+        len(container.encode(packet.Packet({"w": packet.Dense(values, samples.STEP, view)}), base))
+        for view in (None, views.of_words("in out out"))
+    ]
+    assert sizes[1] < 0.95 * sizes[0]
+
+
+def in_version_2(shape, number):
+    """An update of version 2 and its base, whose dense block says this number of a view."""
+    base = {"w": np.zeros(shape, np.float32)}
+    parts = header.parse(container.encode(packet.Packet({"w": packet.Dense(np.ones(shape, np.int32), 1.0)}), base))
+    return header.pack(parts._replace(version=2, heads=[head._replace(view=number) for head in parts.heads])), base
+
+
+@pytest.mark.parametrize(("shape", "number"), [((2, 3, 4), 22), ((2, 3, 4), 26), ((5,), 1), ((5,), 2), ((), 0)])
+def test_version_2_takes_every_view_the_default_one_too(shape, number):
+    update, base = in_version_2(shape, number)
+    assert (container.apply_update(update, base)["w"] == 1).all()
+    view = container.decode(update, base).blocks["w"].view
+    assert (view or views.last_axis_out(len(shape))) == views.of_number(number, len(shape))
+    assert container.inspect(update)["blocks"][0]["view"] == number
+    assert container.inspect(update, base)["blocks"][0]["axes"] == views.words_of(
+        views.of_number(number, len(shape)), len(shape)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "number"), [((2, 3, 4), 0), ((2, 3, 4), 27), ((2, 3, 4), 3**60), ((5,), 0), ((5,), 3), ((), 1)]
+)
+def test_numbers_of_no_view_are_refused(shape, number):
+    update, base = in_version_2(shape, number)
+    for read in (container.decode, container.apply_update, container.inspect):
+        with pytest.raises(errors.CorruptUpdateError, match=f"leaf 'w': view: expected .* found {number}"):
+            read(update, base)
+
+
+def test_an_empty_stack_is_read():
+    """No writer writes it, since it changes nothing."""
+    base = {"w": np.zeros((0, 3, 3), np.float32)}
+    same_print, writer = fingerprint.of(base), streams.Writer()
+    writer.number(1)
+    heads = [header.Head(packet.Factors, 0, 1.0, views.number(views.of_words("stack in out"), 3))]
+    update = header.pack(header.Update(2, same_print, same_print, 0, heads, *writer.finish()))
+    assert fingerprint.of(container.apply_update(update, base)) == same_print
+
+
+def test_an_endless_view_is_refused():
+    update, base = in_version_2((5,), 2**105)
+    with pytest.raises(errors.CorruptUpdateError, match="at most 15 bytes"):
+        container.apply_update(update, base)
+
+
+@settings(derandomize=True)
 @given(st.data())
 def test_any_sparse_block_returns(data):
     size = data.draw(st.integers(1, 300))
@@ -104,6 +210,26 @@ def test_inspect_needs_no_model_and_its_parts_add_up():
     assert found["seed"] == 2**32 - 1
 
 
+@pytest.mark.parametrize("base", [samples.model(), samples.viewed_model()], ids=["version 1", "version 2"])
+def test_inspect_with_the_model_names_the_leaves(base):
+    sent = samples.packets()["together"] if "conv" in base else samples.viewed_packet()
+    update = container.encode(sent, base)
+    told = json.loads(json.dumps(container.inspect(update, base)))
+    plain = container.inspect(update)
+    assert told | {"blocks": plain["blocks"]} == plain
+    for block, alone in zip(told["blocks"], plain["blocks"], strict=True):
+        leaf = dtypes.hold(base[block["leaf"]])
+        assert (tuple(block["shape"]), block["dtype"]) == (leaf.shape, dtypes.name(leaf.dtype))
+        assert sorted(base)[block["leaf_index"]] == block["leaf"]
+        assert ("axes" in block) == ("view" in alone)
+    if "conv" not in base:
+        axes = {block["leaf"]: block.get("axes") for block in told["blocks"]}
+        assert axes["convolution/factors"] == "out in in in"
+        assert (axes["bias"], axes["scale"], axes["sparse"]) == ("out", "", None)
+    with pytest.raises(errors.WrongBaseError, match="base model"):
+        container.inspect(update, {})
+
+
 def changed(base, **leaves):
     return {**base, **leaves}
 
@@ -141,7 +267,10 @@ def test_a_wrong_base_is_refused(wrong):
         (lambda u: u[:4], "truncated"),
         (lambda u: u[:-1], "checksum.*truncated"),
         (lambda u: u + b"\0", "checksum"),
-        (lambda u: fuzz.with_checksum(u[:4] + b"\2" + u[5:-4]), "format version: expected 1, found 2; install a newer"),
+        (
+            lambda u: fuzz.with_checksum(u[:4] + b"\3" + u[5:-4]),
+            "format version: expected 1 to 2, found 3; install a newer",
+        ),
         (lambda u: fuzz.with_checksum(u[:5] + b"\1" + u[6:-4]), "flags"),
         (lambda u: fuzz.with_checksum(u[:38] + b"\xff\xff\xff\xff\x1f" + u[39:-4]), "seed"),
         (lambda u: fuzz.with_checksum(u[:39] + b"\xff\xff\xff\xff\x0f" + u[40:-4]), "blocks"),

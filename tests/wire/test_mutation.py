@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.wire import fuzz, samples
-from updcomp.wire import container, packet
+from updcomp.wire import container, packet, views
 
 ALLOWED = {"CorruptUpdateError", "LeafError", "DtypeError", "NonFiniteError", "WrongBaseError", "model"}
 
@@ -55,6 +55,21 @@ def test_random_edits_behind_a_right_checksum_give_a_model_or_an_error(base, upd
     assert found.total() == 6000
     assert found.keys() <= ALLOWED
     assert found["CorruptUpdateError"] > 5500
+
+
+def test_views_are_checked_as_everything_else():
+    blocks = samples.blocks_of((2, 3, 2), views.of_words("stack in out"), 82)
+    base = {kind: samples.floats((2, 3, 2), 84).astype(np.float32) for kind in blocks}
+    update = container.encode(packet.Packet(blocks), base)
+    assert outcomes(fuzz.truncations(update), base).keys() == {"CorruptUpdateError"}
+    with_right_checksum = itertools.islice(fuzz.bit_flips(update), 8 * len(update), None)
+    assert outcomes(with_right_checksum, base).keys() <= ALLOWED
+
+
+def test_random_edits_of_every_view_give_a_model_or_an_error():
+    base = samples.viewed_model()
+    edits = fuzz.random_edits([container.encode(samples.viewed_packet(), base)], np.random.default_rng(2))
+    assert outcomes(itertools.islice(edits, 500), base).keys() <= ALLOWED
 
 
 def test_memory_is_bounded_by_the_model_whatever_the_update_says(base, updates):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.wire import samples, twin_basis
-from updcomp.wire import dtypes, hashing, positions
+from updcomp.wire import dtypes, errors, hashing, positions
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 1))
@@ -59,7 +59,7 @@ def test_ties_go_to_the_lower_position(leaf, data):
 
 @pytest.mark.parametrize("count", [-1, 4])
 def test_impossible_counts_are_refused(count):
-    with pytest.raises(ValueError, match="count"):
+    with pytest.raises(errors.Error, match="count"):
         positions.seeded(0, 0, 3, count)
-    with pytest.raises(ValueError, match="count"):
+    with pytest.raises(errors.Error, match="count"):
         positions.largest(np.zeros(3, np.float32), count)

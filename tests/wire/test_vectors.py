@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -6,11 +7,15 @@ import pytest
 
 from tests.wire import samples, twin, twin_basis
 from updcomp.edge import files
-from updcomp.wire import basis, container, dtypes, fingerprint, hashing, models, positions
+from updcomp.wire import basis, container, dtypes, fingerprint, hashing, header, models, positions, views
 
 FOLDER = Path(__file__).parent / "vectors"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 BASE = files.read_model(FOLDER / "base.safetensors").model
+
+
+VIEWED = json.loads((FOLDER / "views.json").read_text())
+VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 
 
 def plain(leaf):
@@ -40,6 +45,30 @@ def test_a_reader_written_from_the_specification_alone_gives_the_same_bits(kind)
         assert new[name].data.hex() == bits
 
 
+def test_the_vectors_of_version_1_stay_byte_for_byte_as_they_are():
+    names = ["base.safetensors", "expected.json", *(f"{kind}.updc" for kind in sorted(EXPECTED["updates"]))]
+    digest = hashlib.sha256(b"".join((FOLDER / name).read_bytes() for name in names)).hexdigest()
+    assert digest == "833ee29b72851436e80a55d45c151b5da256a7024ec0118861938e54b36d13e9"
+    assert {header.parse((FOLDER / name).read_bytes()).version for name in names[2:]} == {1}
+
+
+def test_the_vector_of_version_2_gives_the_expected_bits():
+    update = (FOLDER / "views.updc").read_bytes()
+    assert header.parse(update).version == 2
+    assert fingerprint.of(VIEWED_BASE).hex() == VIEWED["fingerprint"] == fingerprint.of(samples.viewed_model()).hex()
+    assert container.inspect(update) == VIEWED["inspect"]
+    new = container.apply_update(update, VIEWED_BASE)
+    assert VIEWED["new_leaves"] == {
+        name: dtypes.flat_bits(leaf).tobytes().hex() for name, leaf in new.items() if leaf is not VIEWED_BASE[name]
+    }
+    twins = twin.apply(update, {name: plain(leaf) for name, leaf in VIEWED_BASE.items()})
+    assert VIEWED["new_leaves"] == {name: twins[name].data.hex() for name in VIEWED["new_leaves"]}
+    index = sorted(VIEWED_BASE).index("layers/coefficients")
+    view = views.of_words("stack in out")
+    left, right = basis.of(VIEWED_BASE["layers/coefficients"], 2, seed=7, index=index, view=view)
+    assert {"left": left.tolist(), "right": right.tolist()} == VIEWED["basis"]
+
+
 def test_such_a_reader_takes_classes_lanes_and_longer_chunks():
     rng = np.random.default_rng(0)
     scales = np.exp(rng.normal(0, 1.5, 60))[:, None] * np.exp(rng.normal(0, 1.5, 50))
@@ -65,8 +94,8 @@ def test_derived_numbers_are_the_expected_ones():
     assert positions.seeded(5, 2, 240, 12).tolist() == EXPECTED["seeded"]
     assert positions.largest(kernel, 12).tolist() == EXPECTED["largest"]
     left, right = basis.of(kernel, 3, seed=5, index=2)
-    assert left.tolist() == EXPECTED["basis"]["left"]
-    assert right.tolist() == EXPECTED["basis"]["right"]
+    assert left[0].tolist() == EXPECTED["basis"]["left"]
+    assert right[0].tolist() == EXPECTED["basis"]["right"]
     for key, weights in EXPECTED["prior"].items():
         scale, size, signed = map(int, key.split())
         assert list(models.prior(scale, size, bool(signed))) == weights == twin_basis.prior(scale, size, signed)

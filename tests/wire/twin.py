@@ -5,14 +5,13 @@ Only the arithmetic of float leaves uses NumPy, one weight at a time.
 
 import hashlib
 import itertools
-import math
 import struct
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-from tests.wire.twin_basis import basis, hashes, prior, transpose
+from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
 
@@ -28,11 +27,6 @@ class Leaf(NamedTuple):
     @property
     def data(self):
         return b"".join(pattern.to_bytes(self.width, "little") for pattern in self.bits)
-
-    @property
-    def matrix(self):
-        fan_out = self.shape[-1] if self.shape else 1
-        return math.prod(self.shape[:-1]), fan_out
 
 
 def fingerprint(model):
@@ -176,6 +170,16 @@ def product(left, right):
     return [sum(x * y for x, y in zip(a, b, strict=True)) for a in left for b in right]
 
 
+def products(left, right, stack):
+    """The products of the stacked parts of two lists of rows, flat."""
+    rows, columns = len(left) // stack, len(right) // stack
+    return [
+        value
+        for i in range(stack)
+        for value in product(left[i * rows : (i + 1) * rows], right[i * columns : (i + 1) * columns])
+    ]
+
+
 def differences(leaf, sections):
     scale = sections.symbol(7)
     contexts = [0] * len(leaf.bits)
@@ -189,10 +193,32 @@ def differences(leaf, sections):
     return leaf._replace(bits=[(old + v) % modulus for old, v in zip(leaf.bits, values, strict=True)])
 
 
-def read_block(kind, step, leaf, index, seed, sections):
+def read_viewed(kind, step, view, leaf, index, seed, sections):
+    """The new leaf of a dense block, factors or coefficients."""
+    stack, fan_in, fan_out, places = matrices(leaf.shape, view)
+    if kind == 3:
+        return increment(leaf, places, list(itertools.chain(*sections.matrix(stack * fan_in, fan_out))), step)
+    rank = sections.number()
+    if kind == 7:
+        left, right = sections.matrix(stack * fan_in, rank), sections.matrix(stack * fan_out, rank)
+        return increment(leaf, places, products(left, right, stack), step)
+    floats = [float(to_float(leaf, leaf.bits[place])) for place in places]
+    left, right = basis(floats, (stack, fan_in, fan_out), rank, seed, index)
+    a, b = min(rank, fan_in), min(rank, fan_out)
+    values = sections.matrix(stack * a, b)
+    inner = []
+    for i in range(stack):
+        columns = transpose(values[i * a : (i + 1) * a])
+        inner += [[sum(x * y for x, y in zip(row, c, strict=True)) for c in columns] for row in transpose(left[i])]
+    rows = [row for columns in right for row in transpose(columns)]
+    return increment(leaf, places, products(inner, rows, stack), step * 2.0**-28)
+
+
+def read_block(kind, step, view, leaf, index, seed, sections):
     """The new leaf."""
+    if kind in (3, 7, 8):
+        return read_viewed(kind, step, view, leaf, index, seed, sections)
     size = len(leaf.bits)
-    fan_in, fan_out = leaf.matrix
     everywhere = range(size)
     if kind == 0:
         data = sections.raw(size * leaf.width)
@@ -203,20 +229,7 @@ def read_block(kind, step, leaf, index, seed, sections):
         return differences(leaf, sections)
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
-    if kind == 3:
-        return increment(leaf, everywhere, list(itertools.chain(*sections.matrix(fan_in, fan_out))), step)
     number = sections.number()
-    if kind == 7:
-        left, right = sections.matrix(fan_in, number), sections.matrix(fan_out, number)
-        return increment(leaf, everywhere, product(left, right), step)
-    if kind == 8:
-        floats = [float(to_float(leaf, pattern)) for pattern in leaf.bits]
-        left, right = basis(floats, leaf.matrix, number, seed, index)
-        values = sections.matrix(min(number, fan_in), min(number, fan_out))
-        inner = [
-            [sum(x * y for x, y in zip(row, c, strict=True)) for c in transpose(values)] for row in transpose(left)
-        ]
-        return increment(leaf, everywhere, product(inner, transpose(right)), step * 2.0**-28)
     values = sections.segment(number)
     if kind == 4:
         places = []
@@ -235,7 +248,8 @@ def read_block(kind, step, leaf, index, seed, sections):
 def apply(update, model):
     """The new model: name -> Leaf."""
     magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
-    assert (magic, version, flags) == (b"updc", 1, 0)
+    assert (magic, flags) == (b"updc", 0)
+    assert version in (1, 2)
     assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
     assert base == fingerprint(model)
     seed, at = varint(update, 38)
@@ -247,18 +261,20 @@ def apply(update, model):
         if gap == 15:
             more, at = varint(update, at)
             gap += more
-        index, step = index + 1 + gap, None
+        index, step, view = index + 1 + gap, None, None
         if kind >= 3:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
-        heads.append((kind, step, index))
+        if version == 2 and kind in (3, 7, 8):
+            view, at = varint(update, at)
+        heads.append((kind, step, view, index))
     raw, at = varint(update, at)
     extra, at = varint(update, at)
     lanes = 2 ** update[at] // 2
     payload = update[at + 1 : -4]
     sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :])
     new, names = dict(model), sorted(model)
-    for kind, step, index in heads:
-        new[names[index]] = read_block(kind, step, model[names[index]], index, seed, sections)
+    for kind, step, view, index in heads:
+        new[names[index]] = read_block(kind, step, view, model[names[index]], index, seed, sections)
     sections.assert_used_up()
     assert fingerprint(new) == result
     return new

@@ -1,6 +1,8 @@
-"""What both sides derive, in Python integers: hashes, priors and the basis, written from FORMAT.md."""
+"""What both sides derive, in Python integers: hashes, priors, views and the basis, written from FORMAT.md."""
 
+import itertools
 import math
+from typing import NamedTuple
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -60,16 +62,44 @@ def prior(scale, size, signed):
     return [y * 2**16 // sum(ys) for y in ys]
 
 
+class Matrices(NamedTuple):
+    """A leaf as stacked matrices."""
+
+    stack: int
+    fan_in: int
+    fan_out: int
+    places: list[int]  # of the matrices' elements in the flattened leaf
+
+
+def matrices(shape, view):
+    """A leaf by the number of its view, None for the default one."""
+    digits = [1] * (len(shape) - 1) + [2] * min(len(shape), 1)
+    if view is not None:
+        assert view < 3 ** len(shape)
+        digits = [view // 3**axis % 3 for axis in range(len(shape))]
+        assert any(digits) or not shape
+    groups = [[axis for axis, digit in enumerate(digits) if digit == wanted] for wanted in range(3)]
+    order = [axis for group in groups for axis in group]
+    places = []
+    for index in itertools.product(*(range(shape[axis]) for axis in order)):
+        at = dict(zip(order, index, strict=True))
+        place = 0
+        for axis, length in enumerate(shape):
+            place = place * length + at[axis]
+        places.append(place)
+    return Matrices(*(math.prod(shape[axis] for axis in group) for group in groups), places)
+
+
 def transpose(rows):
     return [list(row) for row in zip(*rows, strict=True)]
 
 
 def basis(floats, shape, rank, seed, index):
-    """(A, B) as lists of columns, of a leaf's values and its shape as a matrix."""
-    fan_in, fan_out = shape
+    """(A, B), a list of columns for each matrix, of the values of stacked matrices and their shape."""
+    stack, fan_in, fan_out = shape
     largest = max(map(abs, floats))
     flat = [round(w / largest * 2.0**15) if largest else 0 for w in floats]
-    rows = [flat[i * fan_out : (i + 1) * fan_out] for i in range(fan_in)]
+    all_rows = [flat[i * fan_out : (i + 1) * fan_out] for i in range(stack * fan_in)]
     stream = hashes(seed, index, 1)
 
     def signs(count):
@@ -104,8 +134,13 @@ def basis(floats, shape, rank, seed, index):
         return done
 
     a, b = min(rank, fan_in), min(rank, fan_out)
-    right = [signs(fan_out) for _ in range(b)]
-    for _ in range(3):
-        left = orth([[dot(row, v) for row in rows] for v in right], a, fan_in)
-        right = orth([[dot(column, v) for column in transpose(rows)] for v in left[:b]], b, fan_out)
-    return left, right
+    lefts, rights = [], []
+    for i in range(stack):
+        rows = all_rows[i * fan_in : (i + 1) * fan_in]
+        right = [signs(fan_out) for _ in range(b)]
+        for _ in range(3):
+            left = orth([[dot(row, v) for row in rows] for v in right], a, fan_in)
+            right = orth([[dot(column, v) for column in transpose(rows)] for v in left[:b]], b, fan_out)
+        lefts.append(left)
+        rights.append(right)
+    return lefts, rights

@@ -28,9 +28,12 @@ class Store:
         Args:
           folder: it is made by `initialise`.
           keep: number of latest versions to keep, the current one included; at least 1.
+
+        Raises:
+          Error: fewer than 1.
         """
         if keep < 1:
-            raise ValueError(f"keep: expected at least 1, found {keep}")
+            raise errors.Error(f"keep: expected at least 1, found {keep}")
         self._folder = Path(folder)
         self._keep = keep
 

@@ -6,11 +6,12 @@ A new method is one file here and one line in `METHODS`.
 from collections.abc import Callable
 
 from updcomp.methods.base import Method
+from updcomp.methods.deep_partial_updating import partial
 from updcomp.methods.fixed_mask import magnitude_mask, random_mask
-from updcomp.methods.full import full
-from updcomp.methods.low_rank import low_rank
-from updcomp.methods.partial import partial
-from updcomp.methods.subspace import subspace
+from updcomp.methods.full_updating import full
+from updcomp.methods.low_rank_factors import low_rank
+from updcomp.methods.rules import by_path
+from updcomp.methods.shared_subspace import subspace
 
 METHODS: dict[str, Callable[..., Method]] = {
     "full": full,
@@ -21,4 +22,4 @@ METHODS: dict[str, Callable[..., Method]] = {
     "magnitude_mask": magnitude_mask,
 }
 
-__all__ = ["METHODS", "Method", "full", "low_rank", "magnitude_mask", "partial", "random_mask", "subspace"]
+__all__ = ["METHODS", "Method", "by_path", "full", "low_rank", "magnitude_mask", "partial", "random_mask", "subspace"]

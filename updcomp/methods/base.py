@@ -1,17 +1,21 @@
-"""What methods share: the parts of a deployed model that train, and the blocks that carry aux leaves and deltas."""
+"""What methods share: the parts of a deployed model, trainings of chosen leaves, and the blocks of what they moved."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import delta, quantize, trees
-from updcomp.training.loop import Fitted, Plan, Task, fit
+from updcomp import partition, quantize, trees
+from updcomp.partition import AUX, KERNEL, STATE, Leaf, Partition
+from updcomp.training import batches, devices, loop, objectives, optimizers, tasks
+from updcomp.training.loop import Fitted, Frozen, Named, Plan, Rebuild, as_trained
+from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
-from updcomp.wire.packet import Block, Dense, Half, Packet, Raw
+from updcomp.wire.packet import Block, Dense, Exact, Half, Packet, Raw
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task.
@@ -22,167 +26,270 @@ Start = Callable[[jax.Array], PyTree]
 """key -> the model that training starts from where it is not the deployed one."""
 
 AUX_BITS = (None, 4, 8, 16)
+RAW = 32  # bits of aux leaves that travel as they are
+
+_SEEDS = 2**14  # a seed of two bytes on the wire
 
 
-class Parts(NamedTuple):
-    """A deployed model as methods see it."""
-
-    kernels: dict[str, jax.Array]  # leaves with more than one axis, by name
-    aux: dict[str, jax.Array]  # aux leaves that gradients train; empty where aux leaves are not sent
-    statistics: dict[str, PyTree]  # the model's other collections, such as batch statistics
-
-
-def check_options(*, bits: int, aux: int | None) -> None:
-    """Checks a method's bit widths once, when it is made.
+def check_options(*, bits: int, aux: int | None, rate: float) -> None:
+    """Checks a method's options once, when it is made.
 
     Raises:
-      Error: `bits` is outside 2 to 16, or `aux` is none of `AUX_BITS`.
+      Error: `bits` is outside 2 to 16, `aux` is none of `AUX_BITS`, or a rate is not above 0.
     """
     quantize.max_level(bits)
     if aux not in AUX_BITS:
         raise Error(f"aux: expected one of {AUX_BITS} (bits per aux leaf's delta; None = not sent), found {aux}")
+    if not rate > 0:
+        raise Error(f"rate: expected above 0 (it multiplies the task's learning rate), found {rate}")
 
 
-def split(deployed: PyTree, *, aux: int | None) -> Parts:
-    """The parts of a deployed model: a dict of flax collections with "params", or any pytree of arrays.
+class Model(NamedTuple):
+    """A deployed model as methods see it."""
 
-    Kernels and aux leaves come as float32 whatever the dtype: one step is smaller than a bfloat16's last place.
+    variables: PyTree  # on the task's devices
+    partition: Partition
+    leaves: Named  # by name; kernels and aux leaves as float32, state as it is
+
+    def of_role(self, role: str) -> Named:
+        """The chosen leaves of a role, by name."""
+        return {leaf.name: self.leaves[leaf.name] for leaf in self.partition.of_role(role)}
+
+    def trained(self) -> Named:
+        """The chosen leaves that gradients train."""
+        return {**self.of_role(KERNEL), **self.of_role(AUX)}
+
+
+def model_of(deployed: PyTree, task: Task) -> Model:
+    """A deployed model with all of its leaves chosen.
+
+    Args:
+      deployed: a dict of flax collections with "params", or any pytree of arrays.
+      task: its loss says which leaves it moves, its `axes` how kernels are read.
+
+    Returns:
+      A `Model`.
 
     Raises:
+      Error: a field of the task is not what it must be.
       LeafError: a leaf is no array; methods compile functions of the whole tree.
     """
     trees.check_arrays(deployed)
-    is_collections = isinstance(deployed, dict) and "params" in deployed
-    statistics = {name: tree for name, tree in deployed.items() if name != "params"} if is_collections else {}
-    in_statistics = trees.named_leaves(statistics)
-
-    def trained(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {name: leaf.astype(jnp.float32) for name, leaf in leaves.items() if name not in in_statistics}
-
-    return Parts(trained(trees.kernels(deployed)), trained(trees.aux(deployed)) if aux else {}, statistics)
-
-
-def started(start: Start, key: jax.Array, *, aux: int | None) -> Parts:
-    """The parts of the model that `start` gives, with a key that no training of the method uses."""
-    return split(start(jax.random.fold_in(key, 0)), aux=aux)
+    tasks.check(task)
+    variables = devices.place(deployed, task.mesh or devices.mesh_of(deployed))
+    example = batches.example(task.train, task.batch_size)
+    moved = objectives.signature(task.objective, variables, example, train=True).updated
+    parts = partition.of(variables, axes=task.axes, state=moved)
+    named = trees.named_leaves(variables)
+    leaves = {
+        leaf.name: named[leaf.name].astype(jnp.float32) if leaf.role in (KERNEL, AUX) else named[leaf.name]
+        for leaf in parts.leaves
+    }
+    return Model(variables, parts, leaves)
 
 
-def plan(
-    name: str, kernels: Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]], aux: int | None, **options: Any
-) -> Plan:
-    """A training plan for `{"kernels": ..., "aux": ...}` leaves.
+def choose(model: Model, aux: Mapping[str, int | None]) -> Model:
+    """The same model with only some of its leaves chosen.
 
     Args:
-      name: of the method.
-      kernels: (trainable kernels' part, frozen) -> the model's kernels by name; `frozen["deployed"]` is the model.
-      aux: bits of the aux leaves; None keeps them, and the batch statistics, as deployed.
-      **options: further fields of `Plan`.
+      model: with all leaves chosen.
+      aux: for every leaf that may travel, bits of aux leaves' and state's deltas; None: those stay as deployed.
 
     Returns:
-      A `Plan` whose model has the deployed one's dtypes.
+      A `Model`; kernels in `aux` are chosen whatever their bits.
+    """
+    chosen = {
+        leaf.name
+        for leaf in model.partition.leaves
+        if leaf.name in aux and (leaf.role == KERNEL or (leaf.role in (AUX, STATE) and aux[leaf.name]))
+    }
+    return model._replace(partition=model.partition._replace(chosen=frozenset(chosen)))
+
+
+class Site(NamedTuple):
+    """Where a form is used: one kernel of a deployed model."""
+
+    leaf: Leaf
+    number: int  # of the leaf in the sorted order of all names
+    held: jax.Array  # the deployed array, in its own dtype
+    old: jax.Array  # the same as float32
+    start: jax.Array  # float32: the weights that training starts from
+    seed: int  # the packet's
+    key: jax.Array  # PRNG key of this kernel
+
+
+class Parametrised(NamedTuple):
+    """A kernel as it trains."""
+
+    trainable: PyTree  # of floating arrays, the start
+    fixed: PyTree = None  # what the form's `rebuild` reads beside it
+    mask: jax.Array | None = None  # booleans like the kernel, True = sent; None: all of it moves
+
+
+class Form(Protocol):
+    """How the change of a kernel is parametrised: what trains, how that becomes a kernel, and the block that travels.
+
+    Forms are frozen dataclasses, and `rebuild` is one function for all of a form's options: what differs between them
+    is in `Parametrised.fixed`, so that other options compile nothing.
     """
 
-    def assemble(trainable: PyTree, frozen: dict[str, PyTree]) -> PyTree:
-        deployed = trees.named_leaves(frozen["deployed"])
-        leaves = {**kernels(trainable["kernels"], frozen), **trainable["aux"]}
-        cast = {leaf_name: leaf.astype(deployed[leaf_name].dtype) for leaf_name, leaf in leaves.items()}
-        return trees.replace(frozen["deployed"], cast)
+    seeded: bool  # whether the packet's seed is drawn for it
+    rebuild: Rebuild
 
-    return Plan(name, assemble, train_statistics=aux is not None, **options)
+    def start(self, site: Site) -> Parametrised:
+        """What trains in place of a kernel."""
+
+    def block(self, trained: PyTree, start: Parametrised, site: Site) -> Block:
+        """The block of what was trained."""
 
 
-def train(
-    key: jax.Array,
-    task: Task,
-    plan: Plan,
-    deployed: PyTree,
-    parts: Parts,
-    kernels: Any,
-    *,
-    rate: float,
-    mask: dict[str, jax.Array] | None = None,
-    optimizer_state: Any = None,
-    **frozen: PyTree,
-) -> Fitted:
-    """Trains a plan of `plan` from the deployed model; see `training.loop.fit`.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A method of one training: every kernel has the same form."""
+
+    name: str
+    form: Any  # a Form
+    aux: int | None  # bits of the aux leaves' deltas; None leaves them, and moving statistics, as deployed
+    rate: float  # multiplies the task's learning rate
+    initial: Start | None = None  # the model that training starts from; default the deployed one
+
+    def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        """Trains an update of all leaves."""
+        model = model_of(deployed, task)
+        return train_forms(key, task, model, {leaf.name: self for leaf in model.partition.leaves}, name=self.name)
+
+
+def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Trained], *, name: str) -> Packet:
+    """One training of all leaves that have a method, each in its method's form.
 
     Args:
       key: PRNG key.
       task: what to train on, and how.
-      plan: of the method.
-      deployed: the model that the device holds.
-      parts: its parts; their aux leaves and statistics are where those start.
-      kernels: where the trainable kernels' part starts.
-      rate: multiplies the task's learning rate.
-      mask: booleans by kernel name, True = sent, for a plan whose optimizer is `masked`; aux leaves move freely.
-      optimizer_state: where the optimizer starts; default fresh.
-      **frozen: what the plan reads besides the deployed model.
+      model: the deployed one, all leaves chosen.
+      rules: leaf name -> its method; leaves without one stay as deployed.
+      name: of the training.
 
     Returns:
-      `Fitted`.
+      A packet.
     """
-    if mask is not None:
-        frozen["mask"] = {"kernels": mask, "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux)}
-    return fit(
+    model = choose(model, {leaf: method.aux for leaf, method in rules.items()})
+    begin = model
+    for initial in {method.initial for method in rules.values() if method.initial}:
+        mine = [leaf for leaf, method in rules.items() if method.initial is initial]
+        begin = started(initial, key, task, begin, mine)
+    seeded = any(method.form.seeded for method in rules.values())
+    seed = int(jax.random.randint(jax.random.fold_in(key, 2**31), (), 0, _SEEDS)) if seeded else 0
+    held = trees.named_leaves(model.variables)
+    sites = {
+        leaf.name: Site(
+            leaf,
+            index,
+            held[leaf.name],
+            model.leaves[leaf.name],
+            begin.leaves[leaf.name],
+            seed,
+            jax.random.fold_in(key, 1 + index),
+        )
+        for index, leaf in enumerate(model.partition.leaves)
+        if leaf.role == KERNEL and leaf.name in model.partition.chosen
+    }
+    starts = {leaf: rules[leaf].form.start(site) for leaf, site in sites.items()}
+    aux = begin.of_role(AUX)
+    masks = {leaf: True if start.mask is None else start.mask for leaf, start in starts.items()}
+    has_masks = any(start.mask is not None for start in starts.values())
+    rebuilds = {leaf: rules[leaf].form.rebuild for leaf in starts}
+    fitted = loop.fit(
         key,
         task,
-        plan,
-        {"kernels": kernels, "aux": parts.aux},
-        {"deployed": deployed, **frozen},
-        statistics=parts.statistics,
-        learning_rate=rate * task.learning_rate,
-        optimizer_state=optimizer_state,
+        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else loop.unwrapped),
+        {leaf: start.trainable for leaf, start in starts.items()} | aux,
+        Frozen(model.variables, {leaf: start.fixed for leaf, start in starts.items()}),
+        moved=begin.of_role(STATE),
+        rates={leaf: rules[leaf].rate for leaf in (*starts, *aux)},
+        masks=masks | dict.fromkeys(aux, True) if has_masks else None,
     )
+    blocks: dict[str, Block] = {
+        leaf: rules[leaf].form.block(fitted.trainable[leaf], starts[leaf], site) for leaf, site in sites.items()
+    }
+    return Packet(blocks | aux_blocks(model, fitted, {leaf: method.aux for leaf, method in rules.items()}), seed)
 
 
-def deployed_kernel(frozen: dict[str, PyTree], name: str) -> jax.Array:
-    """A kernel of the deployed model as float32, to which an increment is added."""
-    return trees.named_leaves(frozen["deployed"])[name].astype(jnp.float32)
+def started(initial: Start, key: jax.Array, task: Task, model: Model, names: Iterable[str]) -> Model:
+    """The model, with these leaves as `initial` gives them for a key that no training of the method uses."""
+    other = model_of(initial(jax.random.fold_in(key, 0)), task).leaves
+    return model._replace(leaves={**model.leaves, **{name: other[name] for name in names}})
 
 
-def quantised_delta(bits: int | None) -> Callable[[Any, dict[str, PyTree]], dict[str, jax.Array]]:
-    """Kernels trained as weights whose delta from the deployed ones is rounded straight-through (not at all: None)."""
-
-    def kernels(weights: dict[str, jax.Array], frozen: dict[str, PyTree]) -> dict[str, jax.Array]:
-        if bits is None:
-            return weights
-        masks = frozen.get("mask", {}).get("kernels", {})
-
-        def rounded(name: str, weight: jax.Array) -> jax.Array:
-            deployed = deployed_kernel(frozen, name)
-            change = delta.between(deployed, weight)
-            step = quantize.dynamic_step(change, bits, where=masks.get(name))
-            return deployed + quantize.straight_through(change, step, bits)
-
-        return {name: rounded(name, weight) for name, weight in weights.items()}
-
-    return kernels
-
-
-def delta_integers(old: jax.Array, new: jax.Array, bits: int, mask: Any = None) -> tuple[np.ndarray, float]:
-    """The integers and step that `quantised_delta` trained for a kernel; with a mask, of the sent ones."""
-    change = np.asarray(delta.between(old, new))
-    step = float(quantize.dynamic_step(jnp.asarray(change), bits, where=None if mask is None else jnp.asarray(mask)))
-    values = change if mask is None else change[np.asarray(mask)]
-    return quantize.to_integers(values, bits, step=step)
-
-
-def aux_blocks(deployed: PyTree, fitted: Fitted, bits: int | None) -> dict[str, Block]:
-    """The blocks of all aux leaves that training moved, batch statistics included.
+def plan_of(name: str, parts: Partition, rebuilds: Mapping[str, Rebuild], **options: Any) -> Plan:
+    """A plan that trains the chosen leaves.
 
     Args:
-      deployed: the model before.
-      fitted: the trained leaves, `{"kernels": ..., "aux": ...}`, and statistics.
-      bits: None sends none of them; 4 and 8 are integers with a least-squares step; 16 is a float16 delta.
+      name: of the training.
+      parts: which leaves are chosen.
+      rebuilds: how each kernel is made of what trains, by name; aux leaves train as they are.
+      **options: further fields of `Plan`.
+
+    Returns:
+      A `Plan`.
+    """
+    all_rebuilds: dict[str, Rebuild] = {
+        **dict.fromkeys((leaf.name for leaf in parts.of_role(AUX)), as_trained),
+        **rebuilds,
+    }
+    return Plan(name, parts, tuple((name, all_rebuilds[name]) for name in sorted(all_rebuilds)), **options)
+
+
+class Rounding(NamedTuple):
+    """The fixed part of kernels that train as weights whose change is rounded."""
+
+    grid: quantize.Grid
+    mask: jax.Array | None = None  # booleans like the kernel: the weights that set the step; None: all
+
+
+def rounded(trained: jax.Array, fixed: Rounding, old: jax.Array, leaf: Leaf) -> jax.Array:
+    """The `Rebuild` of weights whose change from the deployed ones is rounded straight-through."""
+    change = trained - old
+    step = quantize.dynamic_step(change, fixed.grid, where=fixed.mask)
+    return old + quantize.straight_through(change, step, fixed.grid)
+
+
+@jax.jit
+def _levels(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[jax.Array, jax.Array]:
+    change = new - old
+    step = quantize.dynamic_step(change, fixed.grid, where=fixed.mask)
+    return quantize.levels(change, step, fixed.grid), step
+
+
+def integers(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[np.ndarray, float]:
+    """The integers and the step that `rounded` trained for a kernel.
+
+    Args:
+      old: the deployed kernel, float32.
+      new: the trained weights, float32.
+      fixed: as in training.
+
+    Returns:
+      int32 of the kernel's shape, or (n,) in C order where a mask chooses n of them; and the step.
+    """
+    found, step = _levels(old, new, fixed)
+    values = np.asarray(found).astype(np.int32)
+    return values if fixed.mask is None else values[np.asarray(fixed.mask)], float(step)
+
+
+def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> dict[str, Block]:
+    """The blocks of all aux leaves that gradients trained and all leaves that the loss moved.
+
+    Args:
+      model: the deployed one, its leaves chosen.
+      fitted: of its training.
+      bits: of each leaf's delta, by name; see `aux_block`.
 
     Returns:
       Leaf name -> block.
     """
-    if bits is None:
-        return {}
-    old = trees.named_leaves(deployed)
-    new = {**fitted.trainable["aux"], **trees.aux(fitted.statistics)}
-    return {name: aux_block(np.asarray(old[name]), np.asarray(leaf), bits) for name, leaf in new.items() if leaf.size}
+    held = trees.named_leaves(model.variables)
+    new = {name: fitted.trainable[name] for name in model.of_role(AUX)} | fitted.moved
+    return {name: aux_block(np.asarray(held[name]), np.asarray(leaf), bits[name] or RAW) for name, leaf in new.items()}
 
 
 def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
@@ -191,11 +298,15 @@ def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
     Args:
       old: the deployed leaf.
       new: the trained one.
-      bits: 4, 8 or 16.
+      bits: 4 and 8 are integers with a least-squares step, 16 is a float16 delta, `RAW` the leaf as it is.
 
     Returns:
-      `Half` at 16 bits, else `Dense`; `Raw` where rounding would lose the sign or overflow.
+      `Dense`, `Half` or `Raw`; also `Raw` where rounding would lose the sign or overflow, and `Exact` for integers.
     """
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+        return Exact(new.astype(old.dtype))
+    if bits == RAW:
+        return Raw(new.astype(old.dtype))
     change = new.astype(np.float32) - old.astype(np.float32)
     block: Block
     if bits == 16:

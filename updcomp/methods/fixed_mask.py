@@ -1,24 +1,20 @@
 """Sparse updates at positions that both sides know before training, so that only values travel."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import selection
+from updcomp import quantize, selection
 from updcomp.methods import base
-from updcomp.training.loop import Task
-from updcomp.training.optimizers import masked
-from updcomp.trees import PyTree, to_model
-from updcomp.wire import positions
-from updcomp.wire.packet import Block, Magnitude, Packet, Seeded
-
-_Positions = Callable[[np.ndarray, int, int, int], np.ndarray]  # (leaf, seed, leaf index, count) -> positions
-_SEEDS = 2**14  # a seed of two bytes on the wire
+from updcomp.methods.base import Parametrised, Rounding, Site
+from updcomp.wire import dtypes, positions
+from updcomp.wire.packet import Magnitude, Seeded
 
 
-def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Method:
+def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Trained:
     """Trains a random share of each kernel, drawn from a seed that travels in place of the positions.
 
     The *structured random mask* of Konecny et al.: Federated Learning (arXiv 1610.05492), section 2.
@@ -33,16 +29,12 @@ def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: floa
       A method.
 
     Raises:
-      ValueError: an option is out of range.
+      Error: an option is out of range.
     """
-
-    def seeded(leaf: np.ndarray, seed: int, index: int, count: int) -> np.ndarray:
-        return positions.seeded(seed, index, leaf.size, count)
-
-    return _fixed_mask("random_mask", seeded, Seeded, ratio, bits, aux, rate)
+    return _fixed_mask("random_mask", FixedMask(ratio, bits, _seeded, Seeded, seeded=True), aux, rate)
 
 
-def magnitude_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Method:
+def magnitude_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Trained:
     """Trains the weights of largest deployed magnitude in each kernel: the device finds the same ones.
 
     Args:
@@ -55,46 +47,44 @@ def magnitude_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: f
       A method.
 
     Raises:
-      ValueError: an option is out of range.
+      Error: an option is out of range.
     """
-
-    def largest(leaf: np.ndarray, seed: int, index: int, count: int) -> np.ndarray:
-        return positions.largest(leaf, count)
-
-    return _fixed_mask("magnitude_mask", largest, Magnitude, ratio, bits, aux, rate)
+    return _fixed_mask("magnitude_mask", FixedMask(ratio, bits, _largest, Magnitude, seeded=False), aux, rate)
 
 
-def _fixed_mask(
-    name: str,
-    choose: _Positions,
-    block: type[Seeded] | type[Magnitude],
-    ratio: float,
-    bits: int,
-    aux: int | None,
-    rate: float,
-) -> base.Method:
-    base.check_options(bits=bits, aux=aux)
-    selection.budget(ratio, 1)
-    plan = base.plan(name, base.quantised_delta(bits), aux, wrap=masked)
+@dataclasses.dataclass(frozen=True)
+class FixedMask:
+    """The form of kernels of which a part trains that both sides know."""
 
-    def masks(deployed: PyTree, kernels: dict[str, jax.Array], seed: int) -> dict[str, jax.Array]:
-        chosen = {}
-        for index, (leaf_name, leaf) in enumerate(to_model(deployed).items()):
-            if leaf_name in kernels:
-                mask = np.zeros(leaf.size, bool)
-                mask[choose(leaf, seed, index, selection.budget(ratio, leaf.size))] = True
-                chosen[leaf_name] = jnp.asarray(mask.reshape(leaf.shape))
-        return chosen
+    ratio: float
+    bits: int
+    positions: Callable[[np.ndarray, Site, int], np.ndarray]  # (held leaf, its site, count) -> ascending positions
+    kind: type[Seeded] | type[Magnitude]
+    seeded: bool
+    rebuild = staticmethod(base.rounded)
 
-    def method(key: jax.Array, deployed: PyTree, task: Task) -> Packet:
-        parts = base.split(deployed, aux=aux)
-        train_key, seed_key = jax.random.split(key)
-        seed = int(jax.random.randint(seed_key, (), 0, _SEEDS)) if block is Seeded else 0
-        mask = masks(deployed, parts.kernels, seed)
-        fitted = base.train(train_key, task, plan, deployed, parts, parts.kernels, rate=rate, mask=mask)
-        blocks: dict[str, Block] = base.aux_blocks(deployed, fitted, aux)
-        for leaf_name, kernel in fitted.trainable["kernels"].items():
-            blocks[leaf_name] = block(*base.delta_integers(parts.kernels[leaf_name], kernel, bits, mask[leaf_name]))
-        return Packet(blocks, seed)
+    def start(self, site: Site) -> Parametrised:
+        """The weights, of which the mask moves its part."""
+        leaf = dtypes.hold(np.asarray(site.held))
+        mask = np.zeros(leaf.size, bool)
+        mask[self.positions(leaf, site, selection.budget(self.ratio, leaf.size))] = True
+        placed = jnp.asarray(mask.reshape(leaf.shape))
+        return Parametrised(site.start, Rounding(quantize.grid(self.bits), placed), placed)
 
-    return method
+    def block(self, trained: Any, start: Parametrised, site: Site) -> Seeded | Magnitude:
+        """The integers at the mask's positions."""
+        return self.kind(*base.integers(site.old, trained, start.fixed))
+
+
+def _fixed_mask(name: str, form: FixedMask, aux: int | None, rate: float) -> base.Trained:
+    base.check_options(bits=form.bits, aux=aux, rate=rate)
+    selection.budget(form.ratio, 1)
+    return base.Trained(name, form, aux, rate)
+
+
+def _seeded(leaf: np.ndarray, site: Site, count: int) -> np.ndarray:
+    return positions.seeded(site.seed, site.number, leaf.size, count)
+
+
+def _largest(leaf: np.ndarray, site: Site, count: int) -> np.ndarray:
+    return positions.largest(leaf, count)

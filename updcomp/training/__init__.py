@@ -1,1 +1,8 @@
-"""Training on the server: data, models, shifts, compiled epochs, evaluation, checkpoints and device meshes."""
+"""Training an update: objectives over batches of any kind, tasks, models, masked optimizers, the compiled loop."""
+
+from updcomp.training.batches import Stream
+from updcomp.training.classification import classification
+from updcomp.training.objectives import Extra, Mean, Objective, make_score
+from updcomp.training.tasks import Epoch, Task
+
+__all__ = ["Epoch", "Extra", "Mean", "Objective", "Stream", "Task", "classification", "make_score"]

@@ -4,7 +4,7 @@ Every function takes `None` for "no mesh", which means the default device.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +55,45 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is not None:
         return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-    # Said aloud, so that arrays from everywhere meet compiled functions alike and compile them once.
+    # Commit to the default device: committed and uncommitted arrays compile separately.
     (default,) = jnp.zeros(()).devices()
     return jax.device_put(tree, default)
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh that a model's leaves are sharded or replicated over, if they are on several devices.
+
+    Args:
+      tree: a pytree of arrays.
+
+    Returns:
+      The mesh of the first leaf with a `NamedSharding` over several devices, or None.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
+            return cast(Mesh, leaf.sharding.mesh)
+    return None
+
+
+def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Puts a model on the mesh: leaves that are sharded over its devices stay so, all others become whole on each.
+
+    Args:
+      tree: a pytree of arrays.
+      mesh: a mesh, or None for the default device.
+
+    Returns:
+      The same tree of `jax.Array`; a leaf that is in its place already is not copied.
+    """
+    if mesh is None:
+        return replicate(tree, None)
+    devices = set(mesh.devices.flat)
+
+    def placed(leaf: Any) -> Any:
+        stays = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        return leaf if stays else replicate(leaf, mesh)
+
+    return jax.tree.map(placed, tree)
 
 
 def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -65,11 +101,11 @@ def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
     Args:
       tree: a pytree of arrays with the batch as their first axis.
-      mesh: a mesh from `data_mesh` whose size divides the batch, or None to leave the batch as it is.
+      mesh: a mesh whose axis "data" divides the batch; without such an axis, or None, the batch stays as it is.
 
     Returns:
       The same tree with the same values.
     """
-    if mesh is None:
+    if mesh is None or AXIS not in mesh.axis_names:
         return tree
     return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))

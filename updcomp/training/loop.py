@@ -1,13 +1,13 @@
 """The one training loop: compiled, donated epochs that train whatever a method sends.
 
-A method says in a `Plan` how its trained leaves become a model; the loop does the rest. Everything that differs between
-rounds, seeds and settings is an argument of the compiled functions, so they are compiled once per method.
+A method says in a `Plan` how its trained leaves become a model; the loop does the rest. Plans are equal by value, and
+everything else that differs between rounds, seeds and settings is an argument of the compiled functions, so that they
+are compiled once.
 """
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,80 +15,86 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from updcomp.training import devices
+from updcomp import partition, trees
+from updcomp.partition import Leaf, Partition
+from updcomp.training import batches, devices, objectives
 from updcomp.training.checkpoints import Checkpoints
-from updcomp.training.data import Dataset, to_float
-from updcomp.training.evaluation import count_correct
-from updcomp.training.models import Apply
-from updcomp.training.optimizers import OptimizerFactory, constant, with_learning_rate
+from updcomp.training.objectives import Objective
+from updcomp.training.optimizers import OptimizerFactory, on_tree, with_learning_rate
+from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree
-from updcomp.wire.errors import Error, NonFiniteError
+from updcomp.wire.errors import NonFiniteError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
-CHUNK_BYTES = 2**28  # of images that come to the devices at once, where the host holds the dataset
+
+Named = dict[str, Any]  # leaf name -> array or subtree
+
+Rebuild = Callable[[PyTree, PyTree, jax.Array, Leaf], jax.Array]
+"""(what trains, what stays fixed, the deployed leaf as float32, the leaf) -> the new leaf, float32."""
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean softmax cross-entropy of a batch, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def as_trained(trained: jax.Array, fixed: None, old: jax.Array, leaf: Leaf) -> jax.Array:
+    """The `Rebuild` of a leaf that trains as it is."""
+    return trained
 
 
-class Task(NamedTuple):
-    """What a method trains on, and how."""
-
-    apply: Apply  # (variables, images, train=) -> (logits, updated statistics)
-    train: Dataset  # all training samples: on the devices (fast), or in NumPy arrays on the host, then streamed
-    validation: Dataset  # chooses the best epoch; never the test set
-    optimizer: OptimizerFactory  # learning rate -> optax transformation
-    learning_rate: float  # at the start of each training; methods may scale it
-    epochs: int  # per training; a method may train more than once
-    batch_size: int = 128
-    samples: np.ndarray | None = None  # int (n,): the indices of the training samples in use; None = all
-    schedule: Callable[[jax.Array], jax.Array] = constant  # progress from 0 to 1 -> factor of the learning rate
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy  # (logits, labels) -> scalar
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None  # (key, images) -> images, inside the step
-    mesh: jax.sharding.Mesh | None = None  # shards every batch over its "data" axis
-    checkpoints: Path | None = None  # folder of this one update, where long trainings save themselves to survive a kill
+def unwrapped(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The `Plan.wrap` of a training that moves all that it trains."""
+    return optimizer
 
 
 class Plan(NamedTuple):
-    """How a method trains: static and made once, since compiled functions belong to each plan."""
+    """How a method trains: static, and equal by value, since compiled functions belong to each plan."""
 
-    name: str  # the method, for error messages and checkpoints
-    assemble: Callable[[PyTree, dict[str, PyTree]], PyTree]  # (trainable, frozen) -> variables of the model
-    wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda optimizer: optimizer
-    train_statistics: bool = True  # False: normalise with the deployed statistics, which are not sent
+    name: str  # of the training, for error messages, callbacks and checkpoints
+    partition: Partition  # which leaves train
+    rebuild: tuple[tuple[str, Rebuild], ...]  # (name, how it becomes a leaf) of every leaf that gradients train
+    wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation] = unwrapped
+
+    @property
+    def train(self) -> bool:
+        """The mode of the loss: where statistics stay as deployed, the model has to be trained with those."""
+        return not self.partition.keeps_state()
+
+
+class Frozen(NamedTuple):
+    """What training reads and leaves alone."""
+
+    deployed: PyTree  # the model
+    fixed: Named  # what each leaf's `Rebuild` takes beside what trains, by name; leaves without it have none
 
 
 class State(NamedTuple):
     """What an epoch carries on."""
 
-    trainable: PyTree
-    statistics: dict[str, PyTree]  # the model's batch statistics; {} where it has none
+    trainable: Named
+    moved: Named  # the leaves that the loss moves; empty where there are none, or they stay as deployed
     optimizer: optax.OptState
     step: jax.Array  # int32 scalar: steps done
     failed_step: jax.Array  # int32 scalar: the first step with a non-finite loss, or -1
-    best: tuple[PyTree, dict[str, PyTree]]  # trainable and statistics of the best epoch so far
+    sums: tuple[jax.Array, PyTree]  # of the loss and the metrics over the steps of the epoch
+    best: tuple[Named, Named]  # trainable and moved leaves of the best epoch so far
     best_epoch: jax.Array  # int32 scalar: 0 is the start, before any step
-    best_correct: jax.Array  # int32 scalar: validation samples that the best epoch gets right
+    best_score: jax.Array  # float32 scalar
+    score: jax.Array  # float32 scalar: of the last epoch
 
 
 class Fitted(NamedTuple):
     """What training gives."""
 
-    trainable: PyTree  # of the best epoch on the validation set; the start itself where no epoch beats it
-    statistics: dict[str, PyTree]
-    last: PyTree  # trainable leaves of the last epoch
-    last_statistics: dict[str, PyTree]
+    trainable: Named  # of the best epoch on the validation data; the start itself where no epoch beats it
+    moved: Named
+    last: Named  # trainable leaves of the last epoch
+    last_moved: Named
     optimizer: optax.OptState  # of the last epoch
-    correct: int  # validation samples that the best epoch gets right
-    start_correct: int  # validation samples that the start gets right
+    score: float  # of the best epoch
+    start_score: float  # of the start
 
 
 class Rates(NamedTuple):
     """The learning-rate schedule of one training: dynamic arguments of the compiled steps."""
 
-    learning_rate: jax.Array  # float32 scalar at the start
+    learning_rate: Named  # float32 scalar at the start, by name of the trained leaf
     steps: jax.Array  # float32 scalar: all steps of the training
 
 
@@ -96,24 +102,25 @@ def fit(
     key: jax.Array,
     task: Task,
     plan: Plan,
-    trainable: PyTree,
-    frozen: dict[str, PyTree],
+    trainable: Named,
+    frozen: Frozen,
     *,
-    statistics: dict[str, PyTree] | None = None,
-    learning_rate: float | None = None,
+    moved: Named | None = None,
+    rates: dict[str, float] | None = None,
+    masks: Named | None = None,
     optimizer_state: optax.OptState | None = None,
 ) -> Fitted:
-    """Trains a method's leaves for the task's epochs and keeps the best epoch on the validation set.
+    """Trains a method's leaves for the task's epochs and keeps the best epoch on the validation data.
 
     Args:
-      key: PRNG key; decides the order of the samples and the augmentation.
+      key: PRNG key; decides the order of the samples, and the keys of the loss.
       task: what to train on, and how.
       plan: how the leaves become a model.
-      trainable: pytree of floating arrays, the start.
-      frozen: what the plan's functions read and training leaves alone: second argument of `plan.assemble`, and extra
-        arguments of the optimizer (such as `mask`).
-      statistics: the model's batch statistics at the start.
-      learning_rate: default: the task's.
+      trainable: name -> pytree of floating arrays, the start; the names of `plan.rebuild`.
+      frozen: the deployed model, and what the plan's functions read.
+      moved: name -> array: where the leaves start that the loss moves.
+      rates: name -> multiple of the task's learning rate; default 1.
+      masks: booleans like `trainable`, or scalars for whole leaves, True = sent: for a plan whose `wrap` is `masked`.
       optimizer_state: where the optimizer's state starts, such as `Fitted.optimizer` of an earlier training with this
         plan; default fresh.
 
@@ -121,178 +128,210 @@ def fit(
       `Fitted`.
 
     Raises:
-      NonFiniteError: a loss is NaN or infinite; says the method and the step.
+      NonFiniteError: a loss or a weight is NaN or infinite, or a score is NaN; says the training and the step.
       Error: there are fewer samples than a batch.
     """
-    samples = np.arange(len(task.train.labels)) if task.samples is None else np.asarray(task.samples)
-    if len(samples) < task.batch_size:
-        expected = f"expected at most the number of training samples, {len(samples)}"
-        raise Error(f"batch_size: {expected}, found {task.batch_size}; use a smaller batch or more samples")
-    rate = task.learning_rate if learning_rate is None else learning_rate
-    frozen = devices.replicate(frozen, task.mesh)
-    steps = functools.partial(
-        _compiled_steps(plan, task.apply, task.optimizer, task.loss, task.schedule, task.augment, task.mesh),  # type: ignore[arg-type]
+    steps = batches.steps_per_epoch(task.train, task.samples, task.batch_size)
+    mesh = task.mesh or devices.mesh_of(frozen.deployed)
+    frozen, masks = devices.place((frozen, masks), mesh)
+    state = devices.place(_start(plan, task, trainable, moved or {}, frozen, optimizer_state), mesh)
+    placing = None if mesh is None else jax.tree.map(lambda leaf: leaf.sharding, state)
+    rate = {name: jnp.float32((rates or {}).get(name, 1.0) * task.learning_rate) for name in trainable}
+    run = functools.partial(
+        _compiled_steps(
+            plan._replace(name=""), task.objective, task.optimizer, task.schedule, mesh, _hashable(placing)
+        ),
         frozen=frozen,
-        rates=Rates(jnp.float32(rate), jnp.float32(-(-len(samples) // task.batch_size) * task.epochs)),
+        masks=masks,
+        rates=Rates(rate, jnp.float32(steps * task.epochs)),
         key=key,
     )
-    validation = devices.replicate(task.validation, task.mesh)
-    validate = functools.partial(_compiled_validation(plan, task.apply), frozen=frozen, validation=validation)  # type: ignore[arg-type]
-    state = devices.replicate(_start(plan, task, trainable, statistics or {}, optimizer_state), task.mesh)
-    state = validate(state, epoch=np.int32(0))
-    start_correct = int(state.best_correct)
+    validation = devices.replicate(task.validation, mesh)
+    validated = _compiled_validation(
+        plan._replace(name="", wrap=unwrapped),
+        task.objective,
+        task.eval_batch_size,
+        _hashable(placing and placing._replace(optimizer=())),
+    )
+
+    def validate(state: State, epoch: int) -> State:
+        # Without the optimizer's state, so that methods with the same leaves share what is compiled.
+        new = validated(state._replace(optimizer=()), frozen=frozen, validation=validation, epoch=np.int32(epoch))
+        return new._replace(optimizer=state.optimizer)
+
+    state = validate(state, 0)
+    start_score = float(state.score)
     saved = Checkpoints(task.checkpoints / plan.name) if task.checkpoints else None
     done = 0
     if saved and (found := saved.restore_latest(state)):
         done, state = found
     last_save = time.monotonic()
     for epoch in range(done, task.epochs):
-        for portion in _portions(task, _shuffled(key, epoch, samples, task.batch_size)):
+        start = time.perf_counter()
+        state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+        for portion in batches.epoch(task.train, task.samples, task.batch_size, key=key, number=epoch, mesh=mesh):
             state.step.block_until_ready()  # so that at most two chunks are on the device
-            state = steps(state, **portion)
-        state = validate(state, epoch=np.int32(epoch + 1))
-        if (failed := int(state.failed_step)) >= 0:
-            raise NonFiniteError(
-                f"{plan.name}: the loss or a weight is not finite at step {failed}; lower the learning rate ({rate})"
-            )
+            state = run(state, portion=portion)
+        state = validate(state, epoch + 1)
+        _check_finite(plan, state, task)
+        if task.callback:
+            loss, metrics = jax.tree.map(lambda total: np.asarray(total) / steps, state.sums)
+            seconds = time.perf_counter() - start
+            task.callback(Epoch(plan.name, epoch + 1, float(state.score), float(loss), seconds, metrics))
         if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
             saved.save(epoch + 1, state)
             last_save = time.monotonic()
-    best, best_statistics = state.best
-    last = (state.trainable, state.statistics)
-    return Fitted(best, best_statistics, *last, state.optimizer, int(state.best_correct), start_correct)
+    return Fitted(
+        trainable=state.best[0],
+        moved=state.best[1],
+        last=state.trainable,
+        last_moved=state.moved,
+        optimizer=state.optimizer,
+        score=float(state.best_score),
+        start_score=start_score,
+    )
+
+
+def variables_of(plan: Plan, trainable: Named, moved: Named, frozen: Frozen) -> PyTree:
+    """The model that a plan makes of trained leaves, with the dtypes of the deployed one."""
+    deployed = trees.named_leaves(frozen.deployed)
+    leaves = {leaf.name: leaf for leaf in plan.partition.leaves}
+    rebuilt = {
+        name: rebuild(trainable[name], frozen.fixed.get(name), deployed[name].astype(jnp.float32), leaves[name])
+        for name, rebuild in plan.rebuild
+    }
+    new = {name: leaf.astype(deployed[name].dtype) for name, leaf in {**rebuilt, **moved}.items()}
+    return trees.replace(frozen.deployed, new)
 
 
 def _start(
-    plan: Plan,
-    task: Task,
-    trainable: PyTree,
-    statistics: dict[str, PyTree],
-    optimizer_state: optax.OptState | None,
+    plan: Plan, task: Task, trainable: Named, moved: Named, frozen: Frozen, optimizer_state: optax.OptState | None
 ) -> State:
     """The state before the first step; nothing in it shares a buffer, since all of it is donated."""
 
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
+    example = batches.example(task.train, task.batch_size)
+    metrics = objectives.signature(task.objective, frozen.deployed, example, train=plan.train).metrics
     if optimizer_state is None:
-        optimizer_state = plan.wrap(with_learning_rate(task.optimizer)).init(trainable)
+        optimizer_state = _optimizer(plan, task.optimizer, frozen.deployed).init(trainable)
     return State(
         trainable=copy(trainable),
-        statistics=copy(statistics),
+        moved=copy(moved),
         optimizer=copy(optimizer_state),
         step=jnp.int32(0),
         failed_step=jnp.int32(-1),
-        best=(copy(trainable), copy(statistics)),
+        sums=(jnp.float32(0), jax.tree.map(lambda metric: jnp.zeros(metric.shape, jnp.float32), metrics)),
+        best=(copy(trainable), copy(moved)),
         best_epoch=jnp.int32(-1),
-        best_correct=jnp.int32(-1),
+        best_score=jnp.float32(-jnp.inf),
+        score=jnp.float32(-jnp.inf),
     )
 
 
-def _shuffled(key: jax.Array, epoch: int, samples: np.ndarray, batch_size: int) -> np.ndarray:
-    """The samples in a new order as whole batches; the last is filled up from the start of that order."""
-    generator = np.random.default_rng([*jax.random.key_data(key).tolist(), epoch])
-    return np.resize(generator.permutation(samples), (-(-len(samples) // batch_size), batch_size))
+def _optimizer(plan: Plan, factory: OptimizerFactory, deployed: PyTree) -> optax.GradientTransformationExtraArgs:
+    """The user's optimizer on the user's tree, with a dynamic learning rate, wrapped as the method needs it."""
+    inner = with_learning_rate(lambda rate: on_tree(factory(rate), deployed))
+    return optax.with_extra_args_support(plan.wrap(inner))
 
 
-def _portions(task: Task, order: np.ndarray) -> Iterator[dict[str, Any]]:
-    """An epoch as arguments of the compiled steps, whose shapes are the same whatever the number of samples.
-
-    One portion where the images are on devices. Images on the host come chunk by chunk in the epoch's order, each
-    gathered while the devices still compute on the one before.
-    """
-    images, labels = task.train
-    size = -(-len(labels) // task.batch_size)
-    if not isinstance(images, np.ndarray):
-        rows = np.zeros((size, task.batch_size), np.int32)
-        rows[: len(order)] = order
-        yield {"train": task.train, "order": rows, "batches": np.int32(len(order))}
-        return
-    size = min(size, max(1, CHUNK_BYTES // (task.batch_size * images[:1].nbytes)))
-    gathered = np.arange(size * task.batch_size, dtype=np.int32).reshape(size, task.batch_size)
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        chunk = Dataset(*(_gather(part, rows.ravel(), gathered.size) for part in (images, np.asarray(labels))))
-        yield {"train": devices.replicate(chunk, task.mesh), "order": gathered, "batches": np.int32(len(rows))}
+def _check_finite(plan: Plan, state: State, task: Task) -> None:
+    if (failed := int(state.failed_step)) >= 0:
+        found = f"the loss or a weight is not finite at step {failed}"
+        raise NonFiniteError(f"{plan.name}: {found}; lower the learning rate ({task.learning_rate})")
+    if np.isnan(state.score):
+        raise NonFiniteError(f"{plan.name}: the score on the validation data is NaN after {int(state.step)} steps")
 
 
-def _gather(array: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-    """These rows of an array, then zeros up to `size` rows."""
-    out = np.zeros((size, *array.shape[1:]), array.dtype)
-    np.take(array, rows, axis=0, out=out[: len(rows)], mode="clip")  # the default mode copies once more
-    return out
+def _hashable(placing: State | None) -> Any:
+    """Shardings as a key of compiled functions."""
+    leaves, structure = jax.tree.flatten(placing)
+    return structure, tuple(leaves)
 
 
-def model_of(plan: Plan, trainable: PyTree, frozen: dict[str, PyTree], statistics: dict[str, PyTree]) -> PyTree:
-    """The variables of the model that a plan makes of trained leaves, with its statistics."""
-    variables = plan.assemble(trainable, frozen)
-    return {**variables, **statistics} if statistics else variables
+def _jit(function: Callable[..., State], placing: Any) -> Callable[..., State]:
+    """Compiled, with the state donated, and placed in the end as it was in the beginning."""
+    return jax.jit(function, donate_argnums=0, out_shardings=jax.tree.unflatten(*placing))
 
 
 @functools.lru_cache(maxsize=128)
 def _compiled_steps(
     plan: Plan,
-    apply: Apply,
+    objective: Objective,
     factory: OptimizerFactory,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
     schedule: Callable[[jax.Array], jax.Array],
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
     mesh: jax.sharding.Mesh | None,
+    placing: Any,
 ) -> Callable[..., State]:
-    """One step for each of the first `batches` rows of `order`, as one compiled function that donates its state."""
-    optimizer = plan.wrap(with_learning_rate(factory))
+    """One step for each of a portion's batches, as one compiled function that donates its state."""
 
-    def objective(trainable: PyTree, statistics: Any, frozen: Any, images: jax.Array, labels: jax.Array) -> Any:
-        variables = model_of(plan, trainable, frozen, statistics)
-        logits, updated = apply(variables, images, train=plan.train_statistics)
-        return loss(logits, labels), updated if plan.train_statistics else statistics
+    def loss(trainable: Named, moved: Named, frozen: Frozen, batch: PyTree, key: jax.Array) -> Any:
+        variables = variables_of(plan, trainable, moved, frozen)
+        value, extra = objectives.loss_of(objective, variables, batch, key, train=plan.train)
+        updated = trees.named_leaves(extra.updated)
+        kept = {name: jnp.asarray(updated.get(name, old)).astype(old.dtype) for name, old in moved.items()}
+        return value, (kept, extra.metrics)
 
     def step(
-        i: jax.Array, state: State, frozen: Any, train: Dataset, order: jax.Array, rates: Rates, key: jax.Array
+        i: jax.Array,
+        state: State,
+        frozen: Frozen,
+        masks: Named | None,
+        portion: batches.Portion,
+        rates: Rates,
+        key: jax.Array,
     ) -> State:
-        images, labels = devices.shard_batch((train.images[order[i]], train.labels[order[i]]), mesh)
-        images = to_float(images)
-        if augment is not None:
-            images = augment(jax.random.fold_in(key, state.step), images)
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (value, statistics), gradients = gradient(state.trainable, state.statistics, frozen, images, labels)
-        learning_rate = rates.learning_rate * schedule(state.step.astype(jnp.float32) / rates.steps)
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer, state.trainable, learning_rate=learning_rate, **frozen
+        rows = portion.order[i]
+        batch = devices.shard_batch(jax.tree.map(lambda leaf: leaf[rows], portion.data), mesh)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        step_key = jax.random.fold_in(key, state.step)
+        (value, (moved, metrics)), gradients = gradient(state.trainable, state.moved, frozen, batch, step_key)
+        factor = schedule(state.step.astype(jnp.float32) / rates.steps)
+        extra = {} if masks is None else {"mask": masks}
+        updates, optimizer_state = _optimizer(plan, factory, frozen.deployed).update(
+            gradients,
+            state.optimizer,
+            state.trainable,
+            learning_rate=jax.tree.map(lambda rate: rate * factor, rates.learning_rate),
+            **extra,
         )
         failed = (state.failed_step < 0) & ~jnp.isfinite(value)
         return state._replace(
             trainable=optax.apply_updates(state.trainable, updates),
-            statistics=statistics,
+            moved=moved,
             optimizer=optimizer_state,
             step=state.step + 1,
             failed_step=jnp.where(failed, state.step, state.failed_step),
+            sums=jax.tree.map(lambda total, new: total + new.astype(jnp.float32), state.sums, (value, metrics)),
         )
 
-    def steps(state: State, *, batches: jax.Array, **rest: Any) -> State:
-        return jax.lax.fori_loop(0, batches, functools.partial(step, **rest), state)
+    def steps(state: State, *, portion: batches.Portion, **rest: Any) -> State:
+        return jax.lax.fori_loop(0, portion.steps, functools.partial(step, portion=portion, **rest), state)
 
-    return jax.jit(steps, donate_argnums=0)
+    return _jit(steps, placing)
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled_validation(plan: Plan, apply: Apply) -> Callable[..., State]:
+def _compiled_validation(plan: Plan, objective: Objective, batch_size: int, placing: Any) -> Callable[..., State]:
     """The end of an epoch, as one compiled function that donates its state: checks the weights and keeps the best."""
 
-    def validate(state: State, *, frozen: dict[str, PyTree], validation: Dataset, epoch: jax.Array) -> State:
+    def validate(state: State, *, frozen: Frozen, validation: PyTree, epoch: jax.Array) -> State:
         # The loss before each step cannot tell that the last one diverged.
-        leaves = jax.tree.leaves((state.trainable, state.statistics))
+        leaves = [leaf for leaf in jax.tree.leaves((state.trainable, state.moved)) if partition.is_floating(leaf)]
         finite = jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)])
         failed = (state.failed_step < 0) & ~finite.all()
-        correct = count_correct(apply, model_of(plan, state.trainable, frozen, state.statistics), validation)
+        variables = variables_of(plan, state.trainable, state.moved, frozen)
+        score = objectives.mean_score(objective, variables, validation, batch_size=batch_size)
         # Among epochs that are equally good the later one is better trained, but an epoch must beat the start.
-        better = (correct > state.best_correct) | ((correct == state.best_correct) & (state.best_epoch > 0))
-        current = (state.trainable, state.statistics)
+        better = (score > state.best_score) | ((score == state.best_score) & (state.best_epoch > 0))
+        current = (state.trainable, state.moved)
         return state._replace(
             failed_step=jnp.where(failed, state.step - 1, state.failed_step),
             best=jax.tree.map(lambda new, old: jnp.where(better, new, old), current, state.best),
             best_epoch=jnp.where(better, epoch, state.best_epoch),
-            best_correct=jnp.where(better, correct, state.best_correct),
+            best_score=jnp.where(better, score, state.best_score),
+            score=score,
         )
 
-    return jax.jit(validate, donate_argnums=0)
+    return _jit(validate, placing)

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from updcomp.wire import basis, dtypes, errors, packet, positions
+from updcomp.wire import basis, dtypes, errors, packet, positions, views
 
 _SLICE = 1 << 16  # weights at a time: temporaries stay in the cache and small beside the leaf
 _EXACT = 1 << 53
 _PRODUCT_SCALE = 2.0 ** (-2 * basis.FRACTION)
 
 
-def apply(update: packet.Packet, model: dtypes.Model) -> dtypes.Model:
+def apply(sent: packet.Packet, model: dtypes.Model) -> dtypes.Model:
     """The new model.
 
     Args:
-      update: blocks by leaf name.
+      sent: blocks by leaf name.
       model: the deployed one, leaf name -> array; it is not changed.
 
     Returns:
@@ -36,13 +36,11 @@ def apply(update: packet.Packet, model: dtypes.Model) -> dtypes.Model:
     """
     new = dict(model)
     indices = leaf_indices(model)
-    for name, block in update.blocks.items():
+    for name, block in packet.held(sent).blocks.items():
         if name not in model:
             raise errors.LeafError(f"leaf {name!r}: expected one of {sorted(model)}, found no such leaf in the model")
-        try:
-            new[name] = apply_block(block, dtypes.hold(model[name]), seed=update.seed, index=indices[name])
-        except errors.Error as error:
-            raise type(error)(f"leaf {name!r}: {error}") from None
+        with errors.of_leaf(name):
+            new[name] = apply_block(block, dtypes.hold(model[name]), seed=sent.seed, index=indices[name])
     return new
 
 
@@ -55,7 +53,7 @@ def apply_block(block: packet.Block, old: dtypes.Array, *, seed: int, index: int
     """The new leaf.
 
     Args:
-      block: for this leaf.
+      block: for this leaf, as `packet.held` returns it.
       old: as `dtypes.hold` returns it.
       seed: the packet's.
       index: of the leaf in sorted name order.
@@ -77,11 +75,17 @@ def apply_block(block: packet.Block, old: dtypes.Array, *, seed: int, index: int
             return _add_at(old, positions.seeded(seed, index, old.size, len(values)), values, step)
         case packet.Magnitude(values, step):
             return _add_at(old, positions.largest(old, len(values)), values, step)
-        case packet.Factors(left, right, step):
-            return _add_product(old, left.astype(np.float64), right.astype(np.float64), step)
-        case packet.Coefficients(values, rank, step):
-            left, right = basis.of(old, rank, seed=seed, index=index)
-            return _add_product(old, _exact_product(left, values.astype(np.float64)), right, step * _PRODUCT_SCALE)
+        case packet.Factors(left, right, step, view):
+            view = views.resolve(view, old.ndim)
+            stack, fan_in, fan_out = views.shape_of(old.shape, view)
+            rank = left.shape[1]  # not -1 in the shapes below: a leaf may be empty
+            left, right = left.reshape(stack, fan_in, rank), right.reshape(stack, fan_out, rank)
+            return _add_product(old, view, left.astype(np.float64), right.astype(np.float64), step)
+        case packet.Coefficients(values, rank, step, view):
+            view = views.resolve(view, old.ndim)
+            left, right = basis.of(old, rank, seed=seed, index=index, view=view)
+            values = values.reshape(len(left), left.shape[2], right.shape[2]).astype(np.float64)
+            return _add_product(old, view, _exact_product(left, values), right, step * _PRODUCT_SCALE)
 
 
 def check_block(block: packet.Block, old: dtypes.Array) -> None:
@@ -101,27 +105,29 @@ def check_block(block: packet.Block, old: dtypes.Array) -> None:
             _expect(f"dtype of {field}", getattr(block, field).dtype, np.dtype(np.int32))
     if not isinstance(block, packet.Half):
         _check_step(block.step)
-    fan_in, fan_out = dtypes.as_matrix_shape(old.shape)
     match block:
         case packet.Half(delta):
             _expect("delta", (delta.shape, delta.dtype), (old.shape, np.dtype(np.float16)))
             if not np.isfinite(delta).all():
                 raise errors.NonFiniteError("delta: expected finite numbers, found NaN or infinity")
-        case packet.Dense(values):
+        case packet.Dense(values, _, view):
             _expect("shape of values", values.shape, old.shape)
+            views.check(views.resolve(view, old.ndim), old.ndim)
         case packet.Sparse(places, values):
             _expect("shape of positions", places.shape, values.shape)
             _check_positions(places, old.size)
         case packet.Seeded(values) | packet.Magnitude(values):
             if values.ndim != 1 or len(values) > old.size:
                 raise errors.LeafError(f"values: expected at most {old.size} in one axis, found shape {values.shape}")
-        case packet.Factors(left, right):
+        case packet.Factors(left, right, _, view):
+            stack, fan_in, fan_out = views.shape_of(old.shape, views.resolve(view, old.ndim))
             rank = left.shape[-1] if left.ndim == 2 else 0
-            _expect("shapes of factors", (left.shape, right.shape), ((fan_in, rank), (fan_out, rank)))
+            _expect("shapes of factors", (left.shape, right.shape), ((stack * fan_in, rank), (stack * fan_out, rank)))
             _check_rank(rank, min(fan_in, fan_out))
-        case packet.Coefficients(values, rank):
-            _check_rank(rank, basis.max_rank(old.shape))
-            _expect("shape of values", values.shape, (min(rank, fan_in), min(rank, fan_out)))
+        case packet.Coefficients(values, rank, _, view):
+            stack, fan_in, fan_out = views.shape_of(old.shape, views.resolve(view, old.ndim))
+            _check_rank(rank, basis.max_rank(old.shape, view))
+            _expect("shape of values", values.shape, (stack * min(rank, fan_in), min(rank, fan_out)))
 
 
 def _expect(what: str, found: object, expected: object) -> None:
@@ -188,15 +194,32 @@ def _add_at(old: dtypes.Array, places: dtypes.Array, integers: dtypes.Array, ste
     return new.reshape(old.shape)
 
 
-def _add_product(old: dtypes.Array, left: dtypes.Array, right: dtypes.Array, step: float) -> dtypes.Array:
-    """Every weight incremented by (left @ right.T) * step, the product exact, a few rows at a time."""
-    fan_in, fan_out = dtypes.as_matrix_shape(old.shape)
-    _check_exact(left, right.T)
-    flat, new = old.reshape(fan_in, fan_out), np.empty((fan_in, fan_out), old.dtype)
-    for part in _slices(fan_in, max(1, _SLICE // max(fan_out, 1))):
-        product = (left[part] @ right.T).reshape(-1)
-        new[part] = _incremented(flat[part].reshape(-1), product, step).reshape(-1, fan_out)
-    return new.reshape(old.shape)
+def _add_product(
+    old: dtypes.Array, view: views.View, left: dtypes.Array, right: dtypes.Array, step: float
+) -> dtypes.Array:
+    """Every weight incremented by (left_i @ right_i.T) * step, the product exact, a few rows or matrices at a time.
+
+    Args:
+      old: held leaf.
+      view: of the leaf.
+      left: float64 (stack, fan_in, rank), integers.
+      right: float64 (stack, fan_out, rank), integers.
+      step: float64.
+
+    Returns:
+      The new leaf.
+    """
+    right = right.transpose(0, 2, 1)
+    _check_exact(left, right)
+    matrices = views.split(old, view)
+    new = np.empty_like(matrices, order="C")
+    stack, fan_in, fan_out = matrices.shape
+    for group in _slices(stack, max(1, _SLICE // max(fan_in * fan_out, 1))):
+        for part in _slices(fan_in, max(1, _SLICE // max(fan_out, 1))):
+            product = left[group, part] @ right[group]
+            sums = _incremented(matrices[group, part].reshape(-1), product.reshape(-1), step)
+            new[group, part] = sums.reshape(product.shape)
+    return np.ascontiguousarray(views.join(new, old.shape, view)).reshape(old.shape)
 
 
 def _exact_product(left: dtypes.Array, right: dtypes.Array) -> dtypes.Array:
@@ -207,6 +230,6 @@ def _exact_product(left: dtypes.Array, right: dtypes.Array) -> dtypes.Array:
 def _check_exact(left: dtypes.Array, right: dtypes.Array) -> None:
     """Checks that every partial sum of left @ right stays below 2^53: max row sum of |left| times max |right|."""
     if left.size and right.size:
-        bound = int(np.abs(left).sum(axis=1).max()) * int(np.abs(right).max())
+        bound = int(np.abs(left).sum(axis=-1).max()) * int(np.abs(right).max())
         if bound >= _EXACT:
             raise errors.LeafError(f"product: expected sums below 2^53, found up to {bound}; use fewer bits or ranks")

@@ -9,64 +9,85 @@ import math
 
 import numpy as np
 
-from updcomp.wire import dtypes, errors, hashing
+from updcomp.wire import dtypes, errors, hashing, views
 
 FRACTION = 14  # fractional bits of the basis vectors
 MAX_RANK = 1024
+_MAX_COLUMNS = 1 << 16  # of all matrices of a stack: each takes some time, however short it is
 _WEIGHT_BITS = 15
 _LONGEST = (1 << 24) - 1  # rows or columns, for which all sums stay below 2^53
 _POWER_ITERATIONS = 2
 _DEPENDENT = 2.0**-8  # a vector of which the earlier ones leave no more than this is replaced
 
 
-def of(leaf: dtypes.Array, rank: int, *, seed: int, index: int) -> tuple[dtypes.Array, dtypes.Array]:
+def of(
+    leaf: dtypes.Array, rank: int, *, seed: int, index: int, view: views.View | None = None
+) -> tuple[dtypes.Array, dtypes.Array]:
     """Nearly orthonormal columns that span the leaf's strongest directions, filled up with random ones.
 
-    B_0 = random signs; A = orth(W B), B = orth(W^T A), three times.
+    For each matrix W of the leaf: B_0 = random signs; A = orth(W B), B = orth(W^T A), three times.
 
     Args:
-      leaf: a held float leaf, seen as a matrix W (fan_in, fan_out).
+      leaf: a held float leaf, seen as matrices (stack, fan_in, fan_out).
       rank: from 1 to `max_rank` of its shape.
       seed: uint32, the packet's.
       index: of the leaf in sorted name order.
+      view: of the leaf; None: the default one.
 
     Returns:
-      (A, B): float64 (fan_in, min(rank, fan_in)) and (fan_out, min(rank, fan_out)) of integers; the columns have length
-      2^14 within rounding.
+      (A, B): float64 (stack, fan_in, min(rank, fan_in)) and (stack, fan_out, min(rank, fan_out)) of integers; the
+      columns have length 2^14 within rounding.
 
     Raises:
       NonFiniteError: a weight is NaN or infinite.
       LeafError: the rank is out of range, or the leaf too long for exact sums.
     """
-    fan_in, fan_out = dtypes.as_matrix_shape(leaf.shape)
-    if not 1 <= rank <= max_rank(leaf.shape):
-        raise errors.LeafError(f"rank: expected 1 to {max_rank(leaf.shape)} for shape {leaf.shape}, found {rank}")
+    view = views.resolve(view, leaf.ndim)
+    _, fan_in, fan_out = views.shape_of(leaf.shape, view)
+    largest = max_rank(leaf.shape, view)
+    if not 1 <= rank <= largest:
+        raise errors.LeafError(f"rank: expected 1 to {largest} for shape {leaf.shape}, found {rank}")
     if max(fan_in, fan_out) > _LONGEST:
         raise errors.LeafError(f"basis: expected at most {_LONGEST} rows and columns, found shape {leaf.shape}")
-    weights = _to_integers(leaf).reshape(fan_in, fan_out)
     signs = _Signs(hashing.stream_key(seed, index, hashing.BASIS))
+    found = [_of_matrix(weights, rank, signs) for weights in views.split(_to_integers(leaf), view)]
+    left, right = (np.stack(columns).transpose(0, 2, 1) for columns in zip(*found, strict=True))
+    return left, right
+
+
+def max_rank(shape: tuple[int, ...], view: views.View | None = None) -> int:
+    """The largest rank: bounds the memory and time that a few bytes of an update can ask for.
+
+    stack rank (fan_in + fan_out) <= 4 max(size, 2^16), stack rank <= 2^16, rank <= 1024, rank <= max(fan_in, fan_out).
+
+    Args:
+      shape: of the leaf.
+      view: of the leaf; None: the default one.
+
+    Returns:
+      The rank, 0 where no basis can be had.
+
+    >>> max_rank((512, 10)), max_rank((0, 10))
+    (502, 0)
+    """
+    stack, fan_in, fan_out = views.shape_of(shape, views.resolve(view, len(shape)))
+    size = stack * fan_in * fan_out
+    if not size:
+        return 0
+    affordable = 4 * max(size, 1 << 16) // (stack * (fan_in + fan_out))
+    return min(affordable, _MAX_COLUMNS // stack, MAX_RANK, max(fan_in, fan_out))
+
+
+def _of_matrix(weights: dtypes.Array, rank: int, signs: "_Signs") -> tuple[dtypes.Array, dtypes.Array]:
+    """The columns of one matrix, (fan_in, fan_out) of integers up to 2^15, as rows."""
+    fan_in, fan_out = weights.shape
     columns_in, columns_out = min(rank, fan_in), min(rank, fan_out)
     right = signs.draw(columns_out, fan_out)
     for _ in range(1 + _POWER_ITERATIONS):
         # Weights up to 2^15 times entries up to 2^14, fewer than 2^24 of them: sums below 2^53.
         left = _orthonormal(right @ weights.T, columns_in, signs)
         right = _orthonormal(left[:columns_out] @ weights, columns_out, signs)
-    return left.T, right.T
-
-
-def max_rank(shape: tuple[int, ...]) -> int:
-    """The largest rank: bounds the memory and time that a few bytes of an update can ask for.
-
-    rank (fan_in + fan_out) <= 4 max(size, 2^16), rank <= 1024, rank <= max(fan_in, fan_out).
-
-    >>> max_rank((512, 10)), max_rank((0, 10))
-    (502, 0)
-    """
-    fan_in, fan_out = dtypes.as_matrix_shape(shape)
-    if not fan_in * fan_out:
-        return 0
-    affordable = 4 * max(fan_in * fan_out, 1 << 16) // (fan_in + fan_out)
-    return min(affordable, MAX_RANK, max(fan_in, fan_out))
+    return left, right
 
 
 class _Signs:
@@ -84,8 +105,8 @@ class _Signs:
 
 
 def _to_integers(leaf: dtypes.Array) -> dtypes.Array:
-    """rint(W / max |W| 2^15) in float64; zeros stay zeros."""
-    weights = dtypes.to_floats(leaf).astype(np.float64).reshape(-1)
+    """rint(w / max |w| 2^15) of the whole leaf in float64; zeros stay zeros."""
+    weights = dtypes.to_floats(leaf).astype(np.float64)
     largest = float(np.abs(weights).max())
     if not math.isfinite(largest):
         raise errors.NonFiniteError("basis: expected finite deployed weights, found NaN or infinity; send it exactly")

@@ -2,8 +2,14 @@
 
 import numpy as np
 
-from updcomp.wire import basis, contexts, dtypes, errors, packet, streams
-from updcomp.wire.header import Head
+from updcomp.wire import basis, contexts, dtypes, errors, packet, streams, views
+from updcomp.wire.header import VIEWED, Head
+
+
+def version_of(block: packet.Block, ndim: int) -> int:
+    """The first format version that can say a block of a leaf of so many axes."""
+    view = getattr(block, "view", None)
+    return 1 if view in (None, views.last_axis_out(ndim)) else 2
 
 
 def write(block: packet.Block, old: dtypes.Array, leaf: int, writer: streams.Writer) -> Head:
@@ -26,8 +32,9 @@ def write(block: packet.Block, old: dtypes.Array, leaf: int, writer: streams.Wri
                 return write(packet.Raw(new), old, leaf, writer)
         case packet.Half(delta):
             writer.raw(dtypes.hold(delta))
-        case packet.Dense(values):
-            contexts.write_matrix(writer, values, dtypes.as_matrix_shape(old.shape))
+        case packet.Dense(values, _, view):
+            matrices = views.split(values, views.resolve(view, old.ndim))
+            contexts.write_matrix(writer, matrices, (matrices.shape[0] * matrices.shape[1], matrices.shape[2]))
         case packet.Sparse(places, values):
             sent = values != 0
             _write_values(writer, values[sent])
@@ -41,7 +48,11 @@ def write(block: packet.Block, old: dtypes.Array, leaf: int, writer: streams.Wri
         case packet.Coefficients(values, rank):
             writer.number(rank)
             contexts.write_matrix(writer, values, values.shape)
-    return Head(type(block), leaf, 0.0 if isinstance(block, packet.Raw | packet.Exact | packet.Half) else block.step)
+    view_number = None
+    if isinstance(block, packet.Dense | packet.Factors | packet.Coefficients):
+        view_number = views.number(views.resolve(block.view, old.ndim), old.ndim)
+    step = 0.0 if isinstance(block, packet.Raw | packet.Exact | packet.Half) else block.step
+    return Head(type(block), leaf, step, view_number)
 
 
 def _write_values(writer: streams.Writer, values: dtypes.Array) -> None:
@@ -65,7 +76,7 @@ def read(head: Head, old: dtypes.Array, reader: streams.Reader) -> packet.Block:
       CorruptUpdateError: the sections end before the block does, or hold what no writer writes.
       DtypeError: a lossy block for a leaf without floats.
     """
-    kind, _, step = head
+    kind, step = head.kind, head.step
     if kind is packet.Raw:
         return packet.Raw(reader.raw(old.shape, old.dtype))
     if kind is packet.Exact:
@@ -73,21 +84,31 @@ def read(head: Head, old: dtypes.Array, reader: streams.Reader) -> packet.Block:
     dtypes.compute_dtype(old)
     if kind is packet.Half:
         return packet.Half(reader.raw(old.shape, np.dtype("<f2")))
-    fan_in, fan_out = dtypes.as_matrix_shape(old.shape)
-    if kind is packet.Dense:
-        return packet.Dense(contexts.read_matrix(reader, (fan_in, fan_out)).reshape(old.shape), step)
-    if kind is packet.Factors:
-        rank = _bounded(reader.number(), min(fan_in, fan_out))
-        left, right = (contexts.read_matrix(reader, (rows, rank)) for rows in (fan_in, fan_out))
-        return packet.Factors(left, right, step)
-    if kind is packet.Coefficients:
-        rank = _bounded(reader.number(), basis.max_rank(old.shape))
-        return packet.Coefficients(contexts.read_matrix(reader, (min(rank, fan_in), min(rank, fan_out))), rank, step)
+    if kind in VIEWED:
+        return _read_viewed(head, old, reader)
     count = _bounded(reader.number(), old.size)
     values = reader.integers(count, signed=True, dtype=np.int32)
     if kind is packet.Sparse:
         return packet.Sparse(_places(reader.integers(count, signed=False), old.size), values, step)
     return packet.Seeded(values, step) if kind is packet.Seeded else packet.Magnitude(values, step)
+
+
+def _read_viewed(head: Head, old: dtypes.Array, reader: streams.Reader) -> packet.Block:
+    """The kinds that see a leaf as matrices; their view is None where it is the default one."""
+    default = views.last_axis_out(old.ndim)
+    view = default if head.view is None else views.of_number(head.view, old.ndim)
+    said = None if view == default else view
+    stack, fan_in, fan_out = views.shape_of(old.shape, view)
+    if head.kind is packet.Dense:
+        values = contexts.read_matrix(reader, (stack * fan_in, fan_out))
+        return packet.Dense(views.join(values, old.shape, view), head.step, said)
+    if head.kind is packet.Factors:
+        rank = _bounded(reader.number(), min(fan_in, fan_out))
+        left, right = (contexts.read_matrix(reader, (stack * rows, rank)) for rows in (fan_in, fan_out))
+        return packet.Factors(left, right, head.step, said)
+    rank = _bounded(reader.number(), basis.max_rank(old.shape, view))
+    values = contexts.read_matrix(reader, (stack * min(rank, fan_in), min(rank, fan_out)))
+    return packet.Coefficients(values, rank, head.step, said)
 
 
 def _bounded(number: int, largest: int) -> int:

@@ -3,18 +3,20 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from updcomp.wire import apply as apply_
-from updcomp.wire import blocks, dtypes, errors, fingerprint, header, packet, streams
+from updcomp.wire import blocks, dtypes, errors, fingerprint, header, packet, streams, views
 
 
-def encode(update: packet.Packet, base: dtypes.Model) -> bytes:
+def encode(sent: packet.Packet, base: dtypes.Model) -> bytes:
     """The update file of a packet.
 
     Blocks and sparse entries that change nothing are left out; an exact block that codes larger than its bits is sent
-    raw. Otherwise `decode` gives the packet back.
+    raw; a view that is the default one is not said. Otherwise `decode` gives the packet back.
 
     Args:
-      update: the packet.
+      sent: the packet.
       base: the deployed model that it starts from.
 
     Returns:
@@ -23,19 +25,18 @@ def encode(update: packet.Packet, base: dtypes.Model) -> bytes:
     Raises:
       Error: a block does not fit its leaf.
     """
-    if not 0 <= update.seed < 1 << 32:
-        raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {update.seed}")
-    new = apply_.apply(update, base)
+    if not 0 <= sent.seed < 1 << 32:
+        raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
+    sent = packet.held(sent)
+    new = apply_.apply(sent, base)
     base_digests = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in base.items()}
-    digests = base_digests | {name: fingerprint.leaf_digest(name, new[name]) for name in update.blocks}
+    digests = base_digests | {name: fingerprint.leaf_digest(name, new[name]) for name in sent.blocks}
+    indices = {name: index for name, index in apply_.leaf_indices(base).items() if digests[name] != base_digests[name]}
+    version = max((blocks.version_of(sent.blocks[name], np.ndim(base[name])) for name in indices), default=1)
     writer = streams.Writer()
-    heads = [
-        blocks.write(update.blocks[name], dtypes.hold(base[name]), index, writer)
-        for name, index in apply_.leaf_indices(base).items()
-        if digests[name] != base_digests[name]
-    ]
+    heads = [blocks.write(sent.blocks[name], dtypes.hold(base[name]), index, writer) for name, index in indices.items()]
     base_print, result_print = fingerprint.of_digests(base_digests), fingerprint.of_digests(digests)
-    return header.pack(header.Update(base_print, result_print, update.seed, heads, *writer.finish()))
+    return header.pack(header.Update(version, base_print, result_print, sent.seed, heads, *writer.finish()))
 
 
 def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
@@ -53,8 +54,7 @@ def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
       WrongBaseError: the base is another model.
     """
     parts = header.parse(update)
-    if (found := fingerprint.of(base)) != parts.base:
-        raise _wrong_base(parts, [found])
+    _check_base(parts, base)
     return _decode(parts, base)
 
 
@@ -117,35 +117,54 @@ def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Mod
         yield held
 
 
-def inspect(update: bytes) -> dict[str, Any]:
-    """What an update says of itself, without any model.
+def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
+    """What an update says of itself, and with the model that it starts from also of which leaves.
 
     Args:
       update: the file's bytes.
+      model: the base, or None.
 
     Returns:
-      format_version, bytes, base and result (fingerprints in hex), seed, blocks (kind, leaf_index and step of each),
-      kinds (how many of each), and bytes_by_part (header with checksum, raw, extra_bits, coded), which add up to bytes.
+      format_version, bytes, base and result (fingerprints in hex), seed, blocks (kind, leaf_index, step and number of
+      the view of each), kinds (how many of each), and bytes_by_part (header with checksum, raw, extra_bits, coded),
+      which add up to bytes. With a model, blocks also have leaf, shape and dtype, and instead of view axes: its words.
 
     Raises:
       CorruptUpdateError: as `decode`.
+      WrongBaseError: the update starts from another model.
     """
     parts = header.parse(update)
+    if model is not None:
+        _check_base(parts, model)
+    names = sorted(model or {})
     sections = {"raw": len(parts.raw), "extra_bits": len(parts.extra), "coded": len(parts.coded)}
     kinds = [head.kind.__name__.lower() for head in parts.heads]
     return {
-        "format_version": header.VERSION,
+        "format_version": parts.version,
         "bytes": len(update),
         "base": parts.base.hex(),
         "result": parts.result.hex(),
         "seed": parts.seed,
-        "blocks": [
-            {"kind": kind, "leaf_index": head.leaf} | ({} if head.kind in header.STEPLESS else {"step": head.step})
-            for kind, head in zip(kinds, parts.heads, strict=True)
-        ],
+        "blocks": [_told(head, model, names) for head in parts.heads],
         "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "bytes_by_part": {"header": len(update) - sum(sections.values()), **sections},
     }
+
+
+def _told(head: header.Head, model: dtypes.Model | None, names: list[str]) -> dict[str, Any]:
+    """What `inspect` says of a block; the names are the model's, sorted."""
+    told: dict[str, Any] = {"kind": head.kind.__name__.lower(), "leaf_index": head.leaf}
+    if head.kind not in header.STEPLESS:
+        told["step"] = head.step
+    if model is None:
+        return told if head.view is None else told | {"view": head.view}
+    name = _leaf_name(head, names)
+    leaf = dtypes.hold(model[name])
+    told |= {"leaf": name, "shape": list(leaf.shape), "dtype": dtypes.name(leaf.dtype)}
+    if head.view is not None:
+        with errors.of_leaf(name):
+            told["axes"] = views.words_of(views.of_number(head.view, leaf.ndim), leaf.ndim)
+    return told
 
 
 def _applied(parts: header.Update, base: dtypes.Model, digests: dict[str, bytes]) -> dtypes.Model:
@@ -158,6 +177,11 @@ def _applied(parts: header.Update, base: dtypes.Model, digests: dict[str, bytes]
             f"result: expected the model {parts.result.hex()}, found {found.hex()}; fetch the update again"
         )
     return new
+
+
+def _check_base(parts: header.Update, model: dtypes.Model) -> None:
+    if (found := fingerprint.of(model)) != parts.base:
+        raise _wrong_base(parts, [found])
 
 
 def _wrong_base(parts: header.Update, found: Iterable[bytes]) -> errors.WrongBaseError:
@@ -174,12 +198,15 @@ def _decode(parts: header.Update, base: dtypes.Model) -> packet.Packet:
     reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
     decoded = {}
     for head in parts.heads:
-        if head.leaf >= len(names):
-            raise errors.CorruptUpdateError(f"leaf index: expected less than {len(names)}, found {head.leaf}")
-        name = names[head.leaf]
-        try:
+        name = _leaf_name(head, names)
+        with errors.of_leaf(name):
             decoded[name] = blocks.read(head, dtypes.hold(base[name]), reader)
-        except errors.Error as error:
-            raise type(error)(f"leaf {name!r}: {error}") from None
     reader.finish()
     return packet.Packet(decoded, parts.seed)
+
+
+def _leaf_name(head: header.Head, names: list[str]) -> str:
+    """The leaf of a block, of these sorted names."""
+    if head.leaf >= len(names):
+        raise errors.CorruptUpdateError(f"leaf index: expected less than {len(names)}, found {head.leaf}")
+    return names[head.leaf]

@@ -1,8 +1,20 @@
 """The one family of errors that bad input can raise."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class Error(ValueError):
     """Bad input: the message names the leaf or flag, what was expected, what was found, and what to do."""
+
+
+@contextlib.contextmanager
+def of_leaf(name: str) -> Iterator[None]:
+    """Errors raised within begin with the leaf's name."""
+    try:
+        yield
+    except Error as error:
+        raise type(error)(f"leaf {name!r}: {error}") from None
 
 
 class WrongBaseError(Error):

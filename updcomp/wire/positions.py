@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from updcomp.wire import dtypes, hashing
+from updcomp.wire import dtypes, errors, hashing
 
 _SLICE = 1 << 18
 
@@ -21,12 +21,15 @@ def seeded(seed: int, index: int, size: int, count: int) -> dtypes.Array:
     Returns:
       int64 (count,), strictly ascending.
 
+    Raises:
+      Error: the count is out of range.
+
     >>> few, many = seeded(7, 0, 1000, 10), seeded(7, 0, 1000, 20)
     >>> set(few) < set(many), len(many)
     (True, 20)
     """
     if not 0 <= count <= size:
-        raise ValueError(f"count: expected 0 <= count <= {size}, found {count}")
+        raise errors.Error(f"count: expected 0 <= count <= {size}, found {count}")
     key = hashing.stream_key(seed, index, hashing.POSITIONS)
     expected = count
     while True:
@@ -62,11 +65,14 @@ def largest(leaf: dtypes.Array, count: int) -> dtypes.Array:
     Returns:
       int64 (count,), strictly ascending.
 
+    Raises:
+      Error: the count is out of range.
+
     >>> largest(np.float32([1, -3, 2, 3]), 2)
     array([1, 3])
     """
     if not 0 <= count <= leaf.size:
-        raise ValueError(f"count: expected 0 <= count <= {leaf.size}, found {count}")
+        raise errors.Error(f"count: expected 0 <= count <= {leaf.size}, found {count}")
     if count == 0:
         return np.empty(0, np.int64)
     bits = dtypes.flat_bits(leaf)

@@ -1,0 +1,184 @@
+"""One seed of an experiment: its deployed model, what its updates are measured by, and the rows that this gives."""
+
+import contextlib
+import fcntl
+import hashlib
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from experiments.results import Identity, Results, Row
+from experiments.specs import Setting
+from experiments.worlds import World, keys_of
+from updcomp import methods, protocol, trees
+from updcomp.training import batches, devices
+from updcomp.training.batches import Stream
+from updcomp.training.tasks import Epoch, Task
+from updcomp.trees import PyTree
+from updcomp.wire import apply
+
+Work = TypeVar("Work")
+
+_SECONDS = ("train_seconds", "compile_seconds", "encode_seconds", "apply_seconds")
+_MEASURED = ("update_bytes", "plain_bytes", "sent", *_SECONDS)  # by the protocol
+
+
+class Scores(NamedTuple):
+    """How well a model does."""
+
+    test: float
+    validation: float
+
+
+class Run(NamedTuple):
+    """One seed of an experiment."""
+
+    results: Results
+    world: World
+    seed: int
+
+    def scores(self, variables: PyTree) -> Scores:
+        """How well a model does on the host's test data and on the validation data."""
+        of = self.world.score.of
+        return Scores(of(variables, self.world.test), of(variables, self.world.task.validation))
+
+    def identity(self, method: str, setting: Setting, round_: int = 0) -> Identity:
+        """Which update a row is about."""
+        world, experiment = self.world, self.results.experiment
+        return Identity(experiment, world.dataset, world.model, dict(world.about), method, setting, self.seed, round_)
+
+    def record(
+        self,
+        identity: Identity,
+        done: protocol.Round,
+        before: Scores,
+        *,
+        reference: Identity,
+        samples: int,
+        restart: bool = False,
+    ) -> Row:
+        """Adds the row of an update.
+
+        Args:
+          identity: of the update.
+          done: what the protocol measured.
+          before: how well the device's model did before.
+          reference: identity of the full update that this one is compared with.
+          samples: that it was trained on.
+          restart: whether it is relative to the first model.
+
+        Returns:
+          The row.
+        """
+        score, after, full = self.world.score, self.scores(done.variables), self.results.find(reference)
+        full_update = full.metrics[score.name] if full else None
+        metrics = {
+            **{name: getattr(done, name) for name in _MEASURED},
+            score.name: after.test,
+            f"full_update_{score.name}": after.test if identity == reference else full_update,
+            f"deployed_{score.name}": before.test,
+            f"trained_{score.name}": after.test if done.sent else score.of(done.trained, self.world.test),
+            f"validation_{score.name}": after.validation,
+            f"deployed_validation_{score.name}": before.validation,
+            "samples": samples,
+            "restart": restart,
+        }
+        self.results.append(row := Row(identity, metrics))
+        return row
+
+    def after(self, row: Row) -> Scores:
+        """How well the device's model did after a row's update."""
+        name = self.world.score.name
+        return Scores(row.metrics[name], row.metrics[f"validation_{name}"])
+
+    def deployed(self) -> protocol.Copy:
+        """The model that the device holds: trained once on the world before, and kept as the device's file."""
+        world, keys = self.world, keys_of(self.seed)
+        path = self.results.workdir / "device" / f"deployed-seed{self.seed}.safetensors"
+        init = devices.replicate(world.init(keys.init), world.task.mesh)
+        with alone(path.with_suffix(".lock"), wait=True):
+            if path.exists() or world.before is None:
+                return protocol.load(path, init) if path.exists() else protocol.save(init, path)
+            trainings = self.results.workdir / "checkpoints" / path.stem
+            packet = methods.full()(keys.pretrain, init, world.before._replace(checkpoints=trainings))
+            model = apply.apply(packet, trees.to_model(init))
+            copy = protocol.save(trees.from_model(model, init), path)
+            shutil.rmtree(trainings, ignore_errors=True)
+        return copy
+
+
+def samples_of(task: Task) -> int:
+    """How many samples a task trains on in an epoch."""
+    if isinstance(task.train, Stream):
+        return task.train.steps * batches.rows(task.train.example)
+    return batches.rows(task.train)
+
+
+def file_name(identity: Identity) -> str:
+    """A name for an update's files: its method, setting and seed."""
+    wanted = "-".join([identity.method, *(f"{k}={v}" for k, v in identity.setting.items()), f"seed{identity.seed}"])
+    plain = re.sub(r"[^\w.=+-]", "_", wanted)[:150]
+    return plain if plain == wanted else f"{plain}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def alone(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds a lock file, so that no other process does the same.
+
+    Args:
+      path: of the file.
+      wait: whether to wait for the other process to end.
+
+    Yields:
+      Whether the lock is held; always where it waits.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def shared(work: Sequence[Work], lock_of: Callable[[Work], Path]) -> Iterator[Work]:
+    """Work that several processes may share: what another does now comes last, when that has ended.
+
+    Args:
+      work: all of it; doing what is done already has to do nothing.
+      lock_of: the lock file of each.
+
+    Yields:
+      Each, with its lock held.
+    """
+    busy = []
+    for one in work:
+        with alone(lock_of(one), wait=False) as held:
+            if held:
+                yield one
+            else:
+                busy.append(one)
+    for one in busy:
+        with alone(lock_of(one), wait=True):
+            yield one
+
+
+def telling(task: Task, progress: Any) -> Task:
+    """The same task, whose epochs a progress bar tells where they take a while."""
+
+    def tell(epoch: Epoch) -> None:
+        text = f"epoch {epoch.number}: score {epoch.score:.4g}, loss {epoch.loss:.4g}"
+        progress.set_postfix_str(text, refresh=epoch.seconds > 1)
+
+    return task._replace(callback=tell)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of updates that were not worth sending: the rows say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", protocol.NothingSentWarning)
+        yield

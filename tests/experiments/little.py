@@ -1,0 +1,44 @@
+"""What the tests of experiments share: small settings, and rows without what differs from run to run."""
+
+import json
+
+QUICKSTART = {
+    "model": "tiny",
+    "pretrain_samples": 300,
+    "samples": 100,
+    "validation_samples": 50,
+    "pretrain_epochs": 10,
+    "epochs": 10,
+    "learning_rate": 0.03,
+    "seeds": 1,
+}
+ROUNDS = {
+    "dataset": "digits",
+    "model": "tiny",
+    "initial_samples": 60,
+    "step_samples": 60,
+    "validation_samples": 200,
+    "rounds": 4,
+    "epochs": 2,
+    "batch_size": 30,
+    "ratio": 0.05,
+}
+TIMES = ("train_seconds", "compile_seconds", "encode_seconds", "apply_seconds")
+
+
+class Killed(Exception):
+    pass
+
+
+def flags(**settings):
+    return [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in settings.items()]
+
+
+def without_times(rows):
+    return [
+        (row.identity, {name: value for name, value in row.metrics.items() if name not in TIMES}) for row in rows
+    ]
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]

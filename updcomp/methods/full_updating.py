@@ -1,0 +1,68 @@
+"""Full updating: every weight is trained and sent."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from updcomp import quantize
+from updcomp.methods import base
+from updcomp.methods.base import Parametrised, Rounding, Site
+from updcomp.training.loop import as_trained
+from updcomp.wire.packet import Dense, Raw
+
+
+def full(
+    *, bits: int | None = None, aux: int | None = 16, rate: float = 1.0, start: base.Start | None = None
+) -> base.Trained:
+    """Sends every weight: raw, or as entropy-coded integers that training has rounded straight-through.
+
+    Args:
+      bits: of each weight's delta; None sends the new weights as they are.
+      aux: bits of the aux leaves' deltas, which are raw as well if `bits` is None; None leaves them as deployed.
+      rate: multiplies the task's learning rate.
+      start: the model that training starts from; default the deployed one.
+
+    Returns:
+      A method.
+
+    Raises:
+      Error: an option is out of range.
+    """
+    base.check_options(bits=16 if bits is None else bits, aux=aux, rate=rate)
+    if bits is None:
+        return base.Trained("full", Weights(), aux and base.RAW, rate, start)
+    return base.Trained("full", RoundedWeights(bits), aux, rate, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The form of kernels whose new weights travel as they are."""
+
+    seeded = False
+    rebuild = staticmethod(as_trained)
+
+    def start(self, site: Site) -> Parametrised:
+        """The weights themselves."""
+        return Parametrised(site.start)
+
+    def block(self, trained: Any, start: Parametrised, site: Site) -> Raw:
+        """The new weights in the leaf's dtype."""
+        return Raw(np.asarray(trained.astype(site.held.dtype)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundedWeights:
+    """The form of kernels of whose weights every change is rounded and sent."""
+
+    bits: int
+    seeded = False
+    rebuild = staticmethod(base.rounded)
+
+    def start(self, site: Site) -> Parametrised:
+        """The weights themselves."""
+        return Parametrised(site.start, Rounding(quantize.grid(self.bits)))
+
+    def block(self, trained: Any, start: Parametrised, site: Site) -> Dense:
+        """The integers of all changes."""
+        return Dense(*base.integers(site.old, trained, start.fixed), site.leaf.view)

@@ -1,0 +1,220 @@
+"""Rounds: make an update, send it if it is better, apply it on the device, read back what that holds."""
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from updcomp import trees
+from updcomp.edge import files
+from updcomp.methods import Method
+from updcomp.protocol.device import Copy, Device, device_process, save
+from updcomp.training import devices
+from updcomp.training.compilation import measured
+from updcomp.training.objectives import Objective, mean_score
+from updcomp.training.tasks import Task
+from updcomp.trees import PyTree
+from updcomp.wire import apply, container
+from updcomp.wire.packet import Packet, plain_bytes
+
+
+class Round(NamedTuple):
+    """What one round gave."""
+
+    update: Path  # the update file
+    update_bytes: int  # its size
+    plain_bytes: int  # the same as int32 positions and float32 numbers; 0 where nothing was sent
+    sent: bool  # False: training gave nothing better, so the update says that the device keeps what it holds
+    score: float  # of the model that training gave, on the validation data, by the task's objective
+    held_score: float  # of the model that the device held
+    variables: PyTree  # the model that the device wrote, in the form of the one before
+    trained: PyTree  # the model that training gave, as the wire would make it; the same where it was sent
+    train_seconds: float  # making the packet, without compilation
+    compile_seconds: float  # of tracing and compiling what makes it
+    encode_seconds: float  # packet -> update file
+    apply_seconds: float  # the device's process, its start included
+
+
+class Stage(NamedTuple):
+    """What one of several rounds trains on, and from where."""
+
+    samples: np.ndarray  # int (n,): indices of the training samples that have arrived by then
+    restart: bool  # True: the update is relative to the first model, not to what the device holds
+
+
+class NothingSentWarning(UserWarning):
+    """An update was given up, as it is no better on the validation data than what the device holds."""
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_score(objective: Objective, batch_size: int) -> Callable[[PyTree, PyTree], jax.Array]:
+    return jax.jit(functools.partial(mean_score, objective, batch_size=batch_size))
+
+
+def score(variables: PyTree, task: Task) -> float:
+    """The score of a model on a task's validation data.
+
+    Args:
+      variables: the model, as the wire makes it, so that rounding after training counts.
+      task: has the validation data and the objective.
+
+    Returns:
+      Higher is better.
+    """
+    mesh = task.mesh or devices.mesh_of(variables)
+    placed = devices.place(variables, mesh), devices.replicate(task.validation, mesh)
+    return float(_compiled_score(task.objective, task.eval_batch_size)(*placed))
+
+
+def run_round(
+    key: jax.Array,
+    method: Method,
+    held: Copy,
+    task: Task,
+    *,
+    base: Copy | None = None,
+    update: Path,
+    new: Path,
+    device: Device = device_process,
+) -> Round:
+    """One round: train an update, send it if it beats what the device holds, apply it on the device.
+
+    An update that does not have a higher score on the validation data is given up, with a `NothingSentWarning`: an
+    empty one goes out, relative to what the device holds.
+
+    Args:
+      key: PRNG key.
+      method: makes the packet.
+      held: the model that the device holds.
+      task: the new data, and how to train on them.
+      base: the model that the update is relative to; default the held one.
+      update: the update file to write.
+      new: the model file that the device writes.
+      device: applies the update.
+
+    Returns:
+      A `Round`; its `variables` are what the device holds now, the only parameters that accuracy is measured on.
+
+    Raises:
+      NonFiniteError: training diverged.
+      Error: the device refuses the update.
+
+    Paper: Qu et al., Deep Partial Updating (ECCV 2022), step 7 (send nothing).
+    """
+    base = base or held
+    start = time.perf_counter()
+    with measured() as compilation:
+        packet = method(key, base.variables, task)
+    seconds = time.perf_counter() - start
+    trained = trees.from_model(apply.apply(packet, trees.to_model(base.variables)), base.variables)
+    new_score, held_score = score(trained, task), score(held.variables, task)
+    sent = bool(packet.blocks) and new_score > held_score
+    if not sent:
+        found = f"its score on the validation data is {new_score:.6g}, that of the model held is {held_score:.6g}"
+        warnings.warn(f"nothing is sent: {found}; train longer or at another rate", NothingSentWarning, stacklevel=2)
+    done = deliver(packet if sent else Packet({}), base if sent else held, update, new, device=device)
+    return done._replace(
+        trained=trained,
+        score=new_score,
+        held_score=held_score,
+        train_seconds=max(0.0, seconds - compilation.seconds),
+        compile_seconds=compilation.seconds,
+    )
+
+
+def deliver(packet: Packet, base: Copy, update: Path, new: Path, *, device: Device = device_process) -> Round:
+    """Sends a packet over the wire: encodes it into a file, has a device apply it, and reads back what it wrote.
+
+    Args:
+      packet: what a method made.
+      base: the model that it is relative to.
+      update: the update file to write.
+      new: the model file that the device writes.
+      device: applies the update.
+
+    Returns:
+      A `Round` with no training time and no scores.
+
+    Raises:
+      Error: the device refuses the update.
+    """
+    start = time.perf_counter()
+    files.write_bytes(update, container.encode(packet, trees.to_model(base.variables)))
+    encoded_at = time.perf_counter()
+    device(base.file, update, new)
+    applied_at = time.perf_counter()
+    variables = trees.from_model(files.read_model(new).model, base.variables)
+    return Round(
+        update=update,
+        update_bytes=update.stat().st_size,
+        plain_bytes=plain_bytes(packet),
+        sent=bool(packet.blocks),
+        score=float("nan"),
+        held_score=float("nan"),
+        variables=variables,
+        trained=variables,
+        train_seconds=0.0,
+        compile_seconds=0.0,
+        encode_seconds=encoded_at - start,
+        apply_seconds=applied_at - encoded_at,
+    )
+
+
+def run_rounds(
+    key: jax.Array,
+    method: Method,
+    first: Copy,
+    task: Task,
+    stages: Sequence[Stage],
+    *,
+    folder: Path,
+    done: int = 0,
+    device: Device = device_process,
+) -> Iterator[Round]:
+    """Rounds, one after another, as a device meets them: each starts from what it holds, or from its first model.
+
+    Args:
+      key: PRNG key; each round has its own from it.
+      method: makes the packets.
+      first: the model that the device was deployed with and keeps: the base of updates after a restart.
+      task: how to train; each stage says on which samples.
+      stages: one a round.
+      folder: gets `round-000.upd` and so on; the device's model lies beside the first one, its name ending in `-held`.
+      done: how many rounds have their files there; those are replayed, not trained again.
+      device: applies the updates.
+
+    Yields:
+      A `Round` for each round from `done` on.
+
+    Raises:
+      Error: the device refuses an update, or the files of the rounds done are not one chain from the first model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    updates = [folder / f"round-{number:03}.upd" for number in range(len(stages))]
+    held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")
+    new = first.file.with_stem(f"{first.file.stem}-new")
+    for model in container.replay((files.read_bytes(path) for path in updates[:done]), trees.to_model(first.variables)):
+        held = Copy(trees.from_model(model, first.variables), held_file)
+    if done:
+        save(*held)
+    for number in range(done, len(stages)):
+        stage = stages[number]
+        training = None if task.checkpoints is None else task.checkpoints / f"round-{number:03}"
+        result = run_round(
+            jax.random.fold_in(key, number),
+            method,
+            held,
+            task._replace(samples=stage.samples, checkpoints=training),
+            base=first if stage.restart else held,
+            update=updates[number],
+            new=new,
+            device=device,
+        )
+        new.replace(held_file)
+        held = Copy(result.variables, held_file)
+        yield result

@@ -1,0 +1,235 @@
+"""Where training batches come from: arrays on the devices, arrays or memory maps on the host, or an iterable."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from updcomp import trees
+from updcomp.training import devices
+from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
+
+CHUNK_BYTES = 2**28  # of rows that come to the devices at once, where the host holds them
+
+
+class Portion(NamedTuple):
+    """A part of an epoch, as arguments of the compiled steps: its shapes are the same in every epoch and round."""
+
+    data: PyTree  # arrays with a common leading axis, on the devices
+    order: np.ndarray  # int32 (steps, batch_size): the rows of each batch
+    steps: np.int32  # how many of these are taken
+
+
+class Stream:
+    """Training data that come as batches, from grain, TFDS or a generator of one's own.
+
+    >>> stream = Stream(({"x": np.full(2, i)} for i in range(4)), steps=2)
+    >>> [batch["x"].tolist() for batch in stream.take(2)], [batch["x"].tolist() for batch in stream.take(1)]
+    ([[0, 0], [1, 1]], [[2, 2]])
+    """
+
+    def __init__(self, batches: Iterable[PyTree], steps: int) -> None:
+        """Names the source; nothing is read yet.
+
+        Args:
+          batches: pytrees of arrays, all of the same shapes and dtypes. Where it can be iterated over again it starts
+            anew at its end; an iterator has to last for all epochs of all trainings of the method.
+          steps: how many batches make an epoch.
+
+        Raises:
+          Error: `steps` is below 1.
+        """
+        if steps < 1:
+            raise Error(f"steps: expected at least 1 batch per epoch, found {steps}")
+        self.steps = steps
+        self._source = batches
+        self._iterator = iter(batches)
+        self._next: list[PyTree] = []
+
+    @property
+    def example(self) -> PyTree:
+        """The next batch, which `take` will give again."""
+        if not self._next:
+            self._next = [self._pull()]
+        return self._next[0]
+
+    def take(self, count: int) -> list[PyTree]:
+        """The next batches.
+
+        Args:
+          count: how many.
+
+        Returns:
+          Pytrees of NumPy arrays.
+
+        Raises:
+          Error: the iterable ends, or a batch has other shapes than the first.
+        """
+        first = self.example
+        taken = [self._next.pop() if self._next else self._pull() for _ in range(count)]
+        for batch in taken:
+            if (found := _shapes(batch)) != (expected := _shapes(first)):
+                raise Error(
+                    f"train: expected batches like the first, {expected}, found {found}; drop the last, smaller one"
+                )
+        return taken
+
+    def _pull(self) -> PyTree:
+        for _ in range(2):
+            for batch in self._iterator:
+                return jax.tree.map(np.asarray, batch)
+            self._iterator = iter(self._source)
+        advice = "give an iterable that can be iterated over again, or fewer epochs"
+        raise Error(f"train: expected {self.steps} more batches for an epoch, but the iterable has ended; {advice}")
+
+
+def rows(data: PyTree) -> int:
+    """The number of rows of data: the leading axis that all leaves share.
+
+    Args:
+      data: pytree of arrays.
+
+    Returns:
+      The length of that axis.
+
+    Raises:
+      Error: there is no leaf, or a leaf has no axis or another length; names it.
+
+    >>> rows({"x": np.zeros((5, 2)), "y": np.zeros(5)})
+    5
+    """
+    leaves = trees.named_leaves(data)
+    if not leaves:
+        raise Error(f"data: expected arrays with a common leading axis, found none in {type(data).__name__}")
+    first, *_ = leaves
+    for name, leaf in leaves.items():
+        if leaf.ndim == 0 or leaf.shape[0] != leaves[first].shape[0]:
+            expected = f"expected a leading axis as long as that of {first!r}, {leaves[first].shape[:1]}"
+            raise Error(f"data leaf {name!r}: {expected}; found shape {leaf.shape}")
+    return int(leaves[first].shape[0])
+
+
+def example(train: PyTree | Stream, batch_size: int) -> PyTree:
+    """The shapes and dtypes of a batch.
+
+    Args:
+      train: arrays or a `Stream`.
+      batch_size: rows of a batch of arrays; a stream's batches have their own.
+
+    Returns:
+      A pytree of `jax.ShapeDtypeStruct`.
+    """
+    if isinstance(train, Stream):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _dtype(leaf)), train.example)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), _dtype(leaf)), train)
+
+
+def steps_per_epoch(train: PyTree | Stream, samples: np.ndarray | None, batch_size: int) -> int:
+    """How many steps an epoch has.
+
+    Args:
+      train: arrays or a `Stream`.
+      samples: the rows in use; None = all.
+      batch_size: rows per step.
+
+    Returns:
+      ceil(rows / batch_size), or the stream's own number.
+
+    Raises:
+      Error: there are fewer rows than a batch, or `samples` of a stream.
+    """
+    if isinstance(train, Stream):
+        if samples is not None:
+            raise Error("samples: expected None where training data are a Stream; let the iterable choose its rows")
+        return train.steps
+    count = rows(train) if samples is None else len(samples)
+    if count < batch_size:
+        expected = f"expected at most the number of training samples, {count}"
+        raise Error(f"batch_size: {expected}, found {batch_size}; use a smaller batch or more samples")
+    return -(-count // batch_size)
+
+
+def epoch(
+    train: PyTree | Stream,
+    samples: np.ndarray | None,
+    batch_size: int,
+    *,
+    key: jax.Array,
+    number: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Iterator[Portion]:
+    """One epoch of training data.
+
+    One portion where the arrays are on devices. Rows on the host come chunk by chunk in the epoch's order, each
+    gathered while the devices still compute on the one before.
+
+    Args:
+      train: arrays or a `Stream`.
+      samples: the rows in use; None = all.
+      batch_size: rows per step.
+      key: decides the order.
+      number: of the epoch, which has an order of its own.
+      mesh: where chunks from the host are placed.
+
+    Yields:
+      `Portion`s.
+    """
+    if isinstance(train, Stream):
+        yield from _streamed(train, mesh)
+        return
+    chosen = np.arange(rows(train)) if samples is None else np.asarray(samples)
+    order = shuffled(key, number, chosen, batch_size)
+    size = -(-rows(train) // batch_size)
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(train)):
+        all_rows = np.zeros((size, batch_size), np.int32)
+        all_rows[: len(order)] = order
+        yield Portion(train, all_rows, np.int32(len(order)))
+        return
+    host = jax.tree.map(np.asarray, train)
+    size = min(size, _steps_per_chunk(batch_size * sum(leaf[:1].nbytes for leaf in jax.tree.leaves(host))))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        chunk = jax.tree.map(lambda leaf, part=part: _gather(leaf, part.ravel(), size * batch_size), host)
+        yield Portion(devices.replicate(chunk, mesh), _in_order(size, batch_size), np.int32(len(part)))
+
+
+def shuffled(key: jax.Array, number: int, samples: np.ndarray, batch_size: int) -> np.ndarray:
+    """The samples in a new order as whole batches; the last is filled up from the start of that order."""
+    generator = np.random.default_rng([*jax.random.key_data(key).tolist(), number])
+    return np.resize(generator.permutation(samples), (-(-len(samples) // batch_size), batch_size))
+
+
+def _streamed(stream: Stream, mesh: jax.sharding.Mesh | None) -> Iterator[Portion]:
+    batch_size, leaves = rows(stream.example), jax.tree.leaves(stream.example)
+    size = min(stream.steps, _steps_per_chunk(sum(leaf.nbytes for leaf in leaves)))
+    for start in range(0, stream.steps, size):
+        taken = stream.take(min(size, stream.steps - start))
+        filled = [*taken, *[taken[-1]] * (size - len(taken))]  # never looked at, but shapes stay the same
+        chunk = jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled)
+        yield Portion(devices.replicate(chunk, mesh), _in_order(size, batch_size), np.int32(len(taken)))
+
+
+def _in_order(steps: int, batch_size: int) -> np.ndarray:
+    return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
+
+
+def _steps_per_chunk(batch_bytes: int) -> int:
+    return max(1, CHUNK_BYTES // max(1, batch_bytes))
+
+
+def _gather(array: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
+    """These rows of an array, then zeros up to `size` rows."""
+    out = np.zeros((size, *array.shape[1:]), array.dtype)
+    np.take(array, chosen, axis=0, out=out[: len(chosen)], mode="clip")  # the default mode copies once more
+    return out
+
+
+def _dtype(leaf: Any) -> Any:
+    """The dtype that the leaf has on devices, where 64 bits become 32 unless JAX is told otherwise."""
+    return jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+
+def _shapes(batch: PyTree) -> dict[str, str]:
+    return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in trees.named_leaves(batch).items()}

@@ -1,0 +1,81 @@
+"""What a method trains on, and how."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from updcomp.training import batches
+from updcomp.training.batches import Stream
+from updcomp.training.objectives import BATCH_SIZE, Objective
+from updcomp.training.optimizers import OptimizerFactory, constant
+from updcomp.trees import PyTree
+from updcomp.wire.errors import Error
+
+
+class Epoch(NamedTuple):
+    """What `Task.callback` gets after each epoch."""
+
+    training: str  # which training of the method, such as "partial-full"
+    number: int  # of the epoch, from 1
+    score: float  # on the validation data
+    loss: float  # mean over the epoch's steps
+    seconds: float  # that the epoch took, compilation and validation included
+    metrics: Any  # means of `Extra.metrics` over the epoch's steps, as NumPy scalars
+
+
+class Task(NamedTuple):
+    """What a method trains on, and how; see the comment of each field.
+
+    Trained leaves are float32 whatever the model's dtype: bfloat16 would round single optimizer steps away.
+
+    Optimizers see the user's own tree: `deployed["params"]` where `deployed` is a dict of flax collections, else all of
+    `deployed`. A leaf that trains stands in its own place (as float32 weights, or as the factors or coefficients that a
+    method trains instead); any other leaf is `optax.MaskedNode()`. So masks and labels written for the tree fit.
+    """
+
+    objective: Objective  # a loss to minimise and a score to choose by, higher is better
+    train: (
+        PyTree | Stream
+    )  # arrays with a common leading axis, on devices (fast) or on the host (streamed), or a Stream
+    validation: PyTree  # such arrays; they choose the best epoch and whether to send; never the test data
+    optimizer: OptimizerFactory  # learning rate -> optax transformation, such as `optax.adam`
+    learning_rate: float  # at the start of each training; methods multiply it
+    epochs: int  # per training; a method may train more than once
+    batch_size: int = 128  # rows per step; a Stream has its own
+    samples: np.ndarray | None = None  # int (n,): the rows of `train` in use; None = all
+    schedule: Callable[[jax.Array], jax.Array] = constant  # progress from 0 to 1 -> factor of the learning rate
+    axes: Mapping[str, str] = MappingProxyType({})  # leaf pattern -> a word per axis; see `partition.of`
+    mesh: jax.sharding.Mesh | None = None  # splits every batch over its axis "data"; default: that of a sharded model
+    eval_batch_size: int = BATCH_SIZE  # rows at a time where the validation score is computed
+    checkpoints: Path | None = None  # folder of this one update, where long trainings save themselves to survive a kill
+    callback: Callable[[Epoch], None] | None = None  # called after each epoch
+
+
+def check(task: Task) -> None:
+    """Checks a task before anything is compiled.
+
+    Raises:
+      Error: a field is not what it must be; names it.
+    """
+    objective: Any = task.objective
+    if not isinstance(objective, Objective):
+        found = type(objective).__name__
+        raise Error(f"objective: expected updcomp.training.Objective(loss, score), found {found}")
+    if isinstance(task.optimizer, optax.GradientTransformation) or not callable(task.optimizer):
+        found = type(task.optimizer).__name__
+        advice = "give optax.adam, and Task(learning_rate=1e-3) in place of optax.adam(1e-3)"
+        raise Error(f"optimizer: expected a function of the learning rate, found {found}; {advice}")
+    if not isinstance(task.epochs, int) or task.epochs < 1:
+        raise Error(f"epochs: expected at least 1, found {task.epochs}")
+    if not task.learning_rate >= 0:
+        raise Error(f"learning_rate: expected at least 0, found {task.learning_rate}")
+    if not batches.rows(task.validation):
+        raise Error(
+            "validation: expected at least one row, found none; without it no epoch and no update can be chosen"
+        )
+    batches.steps_per_epoch(task.train, task.samples, task.batch_size)
