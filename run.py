@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         command = shlex.join(["python", "run.py", *arguments])
-        print(f"\nupdcomp: interrupted; this goes on where it was: {command}", file=sys.stderr)
+        print(f"updcomp: interrupted; this goes on where it was: {command}", file=sys.stderr)
         return 130
 
 

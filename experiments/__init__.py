@@ -11,6 +11,7 @@ from updcomp.wire.errors import Error
 EXPERIMENTS = {
     "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in a minute",
     "compare": "the same comparison on any dataset, model and shift",
+    "language": "the same comparison of a character model that knew documentation and meets source code",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",
     "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",

@@ -1,4 +1,4 @@
-"""Training speed of an MLP 784-512-512-10, plain, recording and masked, as ratios to PyTorch in one run."""
+"""Training speed as ratios to PyTorch in one run: an MLP with recording and masking, convolutions, a transformer."""
 
 import dataclasses
 import statistics
@@ -12,15 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import bench_torch
 from experiments.results import write_figures
-from updcomp import contribution
+from updcomp import contribution, quantize
 from updcomp.methods import base
-from updcomp.training import models
+from updcomp.partition import KERNEL, STATE
+from updcomp.training import Objective, Task, classification, models
 from updcomp.training.data import Dataset
-from updcomp.training.loop import Plan, Task, fit
+from updcomp.training.language_model import language_model
+from updcomp.training.loop import Frozen, Plan, as_trained, fit
 from updcomp.training.optimizers import masked
+from updcomp.training.transformer import transformer
 
 Step = Callable[[], None]
+Name = tuple[str, str, str]  # library, model, what is done beside plain training
+
+TRANSFORMER = {"vocabulary": 97, "width": 128, "depth": 2, "heads": 4, "length": 64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +44,19 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Measures all variants in turn, several times over, and writes `bench_train.json`.
 
     Args:
-      config: how much is trained.
+      config: how much is trained; the convolutional networks train a fiftieth and the transformer a thirtieth of it.
       workdir: where the figures go.
 
     Returns:
       The backend, and samples/s (median) by variant.
     """
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (config.samples, 28, 28, 1), np.uint8)
-    labels = generator.integers(0, 10, config.samples, np.int32)
-    variants = {("updcomp", name): step for name, step in _ours(config, Dataset(images, labels)).items()}
-    theirs = _theirs(config, images, labels)
-    variants |= {("PyTorch", name): step for name, step in theirs.items()}
-    if not theirs:
+    cases = _cases(config)
+    if not bench_torch.AVAILABLE:
         print("torch is not installed: no ratio to PyTorch is measured (pip install torch)")
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in variants}
-    for step in variants.values():
-        step()  # compiles
-    for _ in range(config.repeats):
-        for name, step in variants.items():  # in turn, so that a slow moment of the machine meets all of them
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    trained = config.samples * config.epochs
-    speeds = {name: trained / statistics.median(times) for name, times in seconds.items()}
+    speeds: dict[Name, float] = {}
+    for model, (samples, variants) in cases.items():
+        for (library, what), speed in _measure(variants, samples * config.epochs, config.repeats).items():
+            speeds[library, model, what] = speed
     _print(speeds)
     figures = {
         "backend": jax.default_backend(),
@@ -70,93 +66,96 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     return figures
 
 
-def _print(speeds: dict[tuple[str, str], float]) -> None:
-    """The table: each variant beside plain PyTorch, PyTorch doing the same, and its own library's plain training."""
+def _measure(variants: dict[tuple[str, str], Step], samples: int, repeats: int) -> dict[tuple[str, str], float]:
+    """Samples/s of each variant, in turn, so that a slow moment of the machine meets all of them."""
+    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in variants}
+    for step in variants.values():
+        step()  # compiles
+    for _ in range(repeats):
+        for name, step in variants.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: samples / statistics.median(times) for name, times in seconds.items()}
 
-    def ratio(speed: float, reference: tuple[str, str]) -> str:
+
+def _print(speeds: dict[Name, float]) -> None:
+    """The table: each variant beside PyTorch doing the same, and plain training of either library."""
+
+    def ratio(speed: float, reference: Name) -> str:
         return f"{speed / speeds[reference]:.2f}" if reference in speeds else "-"
 
     print(f"on {jax.default_backend()}, in one run")
     print(f"{'samples/s':>10} {'to plain PyTorch':>17} {'to PyTorch alike':>17} {'to own plain':>13}")
-    for (library, name), speed in speeds.items():
-        ratios = [("PyTorch", "plain"), ("PyTorch", name), (library, "plain")]
-        columns = [ratio(speed, reference).rjust(width) for reference, width in zip(ratios, (17, 17, 13), strict=True)]
-        print(f"{speed:10,.0f} {' '.join(columns)}  {library}, {name}")
+    for (library, model, what), speed in speeds.items():
+        references = [("PyTorch", model, "plain"), ("PyTorch", model, what), (library, model, "plain")]
+        ratios = zip(references, (17, 17, 13), strict=True)
+        columns = [ratio(speed, reference).rjust(width) for reference, width in ratios]
+        print(f"{speed:10,.0f} {' '.join(columns)}  {library}, {model}, {what}")
 
 
-def _ours(config: Config, dataset: Dataset) -> dict[str, Step]:
-    model = models.mlp()
-    placed = jax.device_put(dataset)
+def _cases(config: Config) -> dict[str, tuple[int, dict[tuple[str, str], Step]]]:
+    """Model -> (samples, variants)."""
+    generator = np.random.default_rng(0)
+    few, lines = max(config.batch_size, config.samples // 50), max(config.batch_size, config.samples // 30)
+    digits, colours = (
+        Dataset(generator.integers(0, 256, shape, np.uint8), generator.integers(0, 10, shape[0], np.int32))
+        for shape in ((config.samples, 28, 28, 1), (few, 32, 32, 3))
+    )
+    text = {
+        "tokens": generator.integers(0, TRANSFORMER["vocabulary"], (lines, TRANSFORMER["length"] + 1), np.uint8),
+        "mask": np.ones((lines, TRANSFORMER["length"]), bool),
+    }
+    cases: dict[str, tuple[int, dict[tuple[str, str], Step]]] = {}
+    images = {"MLP": (models.mlp(), digits), "VGG": (models.by_name("cnn", num_classes=10), colours)}
+    for name, (model, data) in (images | {"ResNet20": (models.resnet(), colours)}).items():
+        variables = model.init(jax.random.key(0), data.images)
+        ours = _ours(config, classification(model.apply), variables, data, all_variants=name == "MLP")
+        theirs = bench_torch.images(name, data, batch_size=config.batch_size, epochs=config.epochs)
+        cases[name] = len(data.labels), _named(ours, theirs)
+    network = transformer(**TRANSFORMER)
+    ours = _ours(config, language_model(network.apply), network.init(jax.random.key(0)), text, all_variants=False)
+    theirs = bench_torch.text(text["tokens"], TRANSFORMER, batch_size=config.batch_size, epochs=config.epochs)
+    cases["transformer"] = lines, _named(ours, theirs)
+    return cases
+
+
+def _named(ours: dict[str, Step], theirs: dict[str, Step]) -> dict[tuple[str, str], Step]:
+    libraries = {"updcomp": ours, "PyTorch": theirs}
+    return {(library, what): step for library, steps in libraries.items() for what, step in steps.items()}
+
+
+def _ours(config: Config, objective: Objective, variables: Any, data: Any, *, all_variants: bool) -> dict[str, Step]:
+    """Adam at 1e-3 on all weights, and what recording, masking and rounding cost."""
+    placed = jax.device_put(data)
     task = Task(
-        model.apply,
+        objective,
         train=placed,
-        validation=Dataset(*(part[:256] for part in placed)),
+        validation=jax.tree.map(lambda leaf: leaf[:8], placed),  # PyTorch validates nothing
         optimizer=optax.adam,
         learning_rate=1e-3,
         epochs=config.epochs,
         batch_size=config.batch_size,
     )
-    variables = model.init(jax.random.key(0), dataset.images)
-    parts = base.split(variables, aux=16)
-    start = {"kernels": parts.kernels, "aux": parts.aux}
-    mask = {
-        "kernels": jax.tree.map(lambda leaf: jax.random.bernoulli(jax.random.key(1), 0.01, leaf.shape), parts.kernels),
-        "aux": jax.tree.map(lambda _: jnp.array(True), parts.aux),
+    model = base.model_of(variables, task)
+    kernels = model.of_role(KERNEL)
+    chosen = {name: jax.random.bernoulli(jax.random.key(1), 0.01, leaf.shape) for name, leaf in kernels.items()}
+    masks = {name: chosen.get(name, jnp.array(True)) for name in model.trained()}
+    rounding = {name: base.Rounding(quantize.grid(4), mask) for name, mask in chosen.items()}
+
+    def step(name: str, fixed: Any = None, masks: Any = None, rebuild: Any = as_trained, **options: Any) -> Step:
+        plan: Plan = base.plan_of(name, model.partition, dict.fromkeys(kernels, rebuild), **options)
+        frozen = Frozen(variables, fixed or {})
+        start, moved = model.trained(), model.of_role(STATE)
+        return lambda: jax.block_until_ready(
+            fit(jax.random.key(0), task, plan, start, frozen, moved=moved, masks=masks).last
+        )
+
+    plain = {"plain": step("plain")}
+    if not all_variants:
+        return plain
+    return plain | {
+        "recording": step("recording", wrap=contribution.record),
+        "masked": step("masked", masks=masks, wrap=masked),
+        "masked, 4 bits": step("rounded", rounding, masks, base.rounded, wrap=masked),
     }
-
-    def step(plan: Plan, frozen: dict[str, Any]) -> Step:
-        return lambda: jax.block_until_ready(fit(jax.random.key(0), task, plan, start, frozen).last)
-
-    dense = base.quantised_delta(None)
-    frozen = {"deployed": variables}
-    return {
-        "plain": step(base.plan("plain", dense, 16), frozen),
-        "recording": step(base.plan("recording", dense, 16, wrap=contribution.record), frozen),
-        "masked": step(base.plan("masked", dense, 16, wrap=masked), {**frozen, "mask": mask}),
-        "masked, 4 bits": step(
-            base.plan("rounded", base.quantised_delta(4), 16, wrap=masked), {**frozen, "mask": mask}
-        ),
-    }
-
-
-def _theirs(config: Config, images: np.ndarray, labels: np.ndarray) -> dict[str, Step]:
-    """The same training in PyTorch on in-memory batches, and what recording and masking cost it."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pixels = torch.from_numpy(images.reshape(len(images), -1)).to(device)
-    targets = torch.from_numpy(labels).long().to(device)
-
-    def variant(*, record: bool = False, mask: bool = False) -> Step:
-        layers = [torch.nn.Linear(784, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*layers, torch.nn.Linear(512, 10)).to(device)
-        weights: list[Any] = list(model.parameters())
-        optimizer = torch.optim.Adam(weights, lr=1e-3)
-        loss = torch.nn.CrossEntropyLoss()
-        local = [torch.zeros_like(weight) for weight in weights]
-        sent = [torch.rand_like(weight) < 0.01 for weight in weights]
-
-        def train(batch: Any) -> None:
-            optimizer.zero_grad()
-            loss(model(pixels[batch].float() / 255), targets[batch]).backward()
-            before = [weight.detach().clone() for weight in weights] if record or mask else []
-            optimizer.step()
-            with torch.no_grad():
-                for weight, old, contribution, kept in zip(weights, before, local, sent, strict=False):
-                    if record:
-                        contribution.sub_(weight.grad * (weight - old))
-                    if mask:
-                        weight.copy_(torch.where(kept, weight, old))
-
-        def step() -> None:
-            for _ in range(config.epochs):
-                for batch in torch.randperm(len(pixels), device=device).split(config.batch_size):
-                    train(batch)
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-        return step
-
-    return {"plain": variant(), "recording": variant(record=True), "masked": variant(mask=True)}

@@ -70,10 +70,11 @@ def run(
     chosen = choose(config, defaults=defaults, factories=factories)
     results = Results(workdir, experiment, config)
     world_of = worlds(config)
+    world = world_of(0)
+    results.claim()
     with tqdm(total=config.seeds * len(chosen.cells), unit="update", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
-            world = world_of(seed)
-            results.claim()
+            world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
             _compare(run, chosen.cells, progress)
     rows = results.rows
@@ -93,6 +94,7 @@ def _compare(run: Run, cells: Sequence[Cell], progress: Any) -> None:
         return run.results.workdir / "device" / f"{name}.lock"
 
     def measure(cell: Cell) -> None:
+        progress.set_postfix_str("", refresh=False)  # the epoch of the one before
         progress.set_description(f"seed {run.seed} {cell.method} {describe(cell.setting)}")
         _measure(run, cell, held, before)
         progress.update()

@@ -25,7 +25,7 @@ class Summary(NamedTuple):
     setting: str
     update_bytes: float  # mean file size
     score: float  # mean
-    spread: float  # standard deviation of the score over seeds; 0 with one seed
+    spread: float | None  # standard deviation of the score over seeds; None with one seed
     kept: float  # share of the full update's gain over the deployed model; NaN where that gains nothing
     validation_gain: float  # mean gain on the validation set; what the conclusion chooses by
     train_seconds: float  # mean
@@ -58,7 +58,7 @@ def _summary(method: str, setting: str, rows: list[Row], score: Score) -> Summar
         setting,
         float(all_of("update_bytes").mean()),
         float(after.mean()),
-        float(after.std(ddof=1)) if len(rows) > 1 else 0.0,
+        float(after.std(ddof=1)) if len(rows) > 1 else None,
         float(kept),
         float(gained.mean()),
         float(all_of("train_seconds").mean()),
@@ -97,6 +97,11 @@ def conclusion(rows: Sequence[Row], summaries: Sequence[Summary], score: Score) 
         return "The full update gains nothing on the validation set, so there is no gain to keep with fewer bytes."
     enough = KEPT * full.validation_gain
     best = next((summary for summary in summaries if summary.validation_gain >= enough), full)
+    if best.update_bytes >= full.update_bytes:
+        said = (
+            f"No smaller update keeps {100 * KEPT:.0f} % of the full update's gain on the validation set: {score.label}"
+        )
+        return f"{said} {score.shown(full.score, full.spread)} with the full update, {score.shown(deployed)} without."
     kept = "-" if math.isnan(best.kept) else f"{100 * best.kept:.0f} %"
     return (
         f"{best.update_bytes:,.0f} bytes instead of {full.update_bytes:,.0f} "
@@ -122,7 +127,7 @@ def draw(panels: Any, rows: Sequence[Row], summaries: Sequence[Summary], score: 
     for summary in summaries:
         by_method[summary.method].append(summary)
     for number, (method, points) in enumerate(sorted(by_method.items())):
-        sizes, scores, spreads = zip(*((p.update_bytes, p.score, p.spread) for p in points), strict=True)
+        sizes, scores, spreads = zip(*((p.update_bytes, p.score, p.spread or 0.0) for p in points), strict=True)
         style = {"marker": "osD^vPX*"[number % 8], "markersize": 5, "linewidth": 1.5, "capsize": 2}
         axes.errorbar(sizes, scores, spreads, label=method, **style)
     for kind, name in (("full_update", "full update"), ("deployed", "no update")):

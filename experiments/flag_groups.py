@@ -147,5 +147,5 @@ def _first_line(path: Path) -> str:
 
 
 def _entry(name: str, text: str) -> str:
-    wrapper = textwrap.TextWrapper(110, f"  {name:<24}", " " * 26, break_long_words=False, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(110, f"  {name:<26}", " " * 28, break_long_words=False, break_on_hyphens=False)
     return wrapper.fill(text)

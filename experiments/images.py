@@ -40,11 +40,10 @@ class ShiftConfig(ImageConfig, TrainingConfig):
     """A world that changes."""
 
     shift: str = setting(
-        "rotation",
-        f"how, after deployment, with these numbers or others: {', '.join(map(shifts.usual, shifts.SHIFTS))}",
+        "rotation", f"how it changes, with these numbers or others: {', '.join(map(shifts.usual, shifts.SHIFTS))}"
     )
     pretrain_samples: int = setting(
-        20_000, "that the deployed model is trained on (with classes: those of its classes)"
+        20_000, "samples that the deployed model is trained on (with --shift=classes, those of its classes)"
     )
     samples: int = setting(5_000, "new samples that the server retrains on")
     validation_samples: int = setting(1_000, "samples that choose the best epoch, and whether an update is sent")

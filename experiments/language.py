@@ -8,7 +8,7 @@ import functools
 from pathlib import Path
 
 from experiments import compare
-from experiments.config import Check, at_least, setting
+from experiments.config import Check, setting
 from experiments.results import Row
 from experiments.settings import ComparisonConfig, Table
 from experiments.trainings import TrainingConfig, check_rows, task_of
@@ -94,7 +94,7 @@ def documented(config: TextConfig) -> Worlds:
       seed -> `World`; each seed has other documents and files.
     """
     model = _model(config)
-    objective = language_model(model.apply)
+    objective = language_model(model.apply)  # type: ignore[arg-type]
 
     def world(seed: int) -> World:
         known, new = config.pretrain_characters, config.characters

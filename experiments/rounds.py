@@ -133,14 +133,16 @@ def run(config: Config, workdir: Path) -> list[Row]:
     results = Results(workdir, "rounds", config)
     world_of = worlds(config)
     total = config.seeds * len(config.methods) * config.rounds
+    world = world_of(0)
+    results.claim()
     with tqdm(total=total, unit="round", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
-            world = world_of(seed)
-            results.claim()
+            world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
             locks = {name: _file(run, name).with_suffix(".lock") for name in config.methods}
             for name in runs.shared(config.methods, locks.__getitem__):
                 for number in _rounds(run, config, name):
+                    progress.set_postfix_str("", refresh=False)  # its last epoch
                     progress.set_description(f"seed {seed} {name} round {number}")
                     progress.update()
     rows = results.rows

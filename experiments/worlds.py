@@ -28,13 +28,13 @@ class Score(NamedTuple):
         """What a difference is multiplied by to be a gain."""
         return 1 if self.higher_is_better else -1
 
-    def shown(self, value: float, spread: float = 0.0) -> str:
+    def shown(self, value: float, spread: float | None = None) -> str:
         """A figure as tables have it, with its standard deviation where there is one.
 
         >>> Score("accuracy", lambda variables, data: 1.0).shown(0.9, 0.01)
         '0.900 ± 0.010'
         """
-        return f"{value:.{self.digits}f}" + (f" ± {spread:.{self.digits}f}" if spread else "")
+        return f"{value:.{self.digits}f}" + ("" if spread is None else f" ± {spread:.{self.digits}f}")
 
 
 class World(NamedTuple):

@@ -2,6 +2,8 @@
 
 import json
 
+from experiments import quickstart, rounds
+
 QUICKSTART = {
     "model": "tiny",
     "pretrain_samples": 300,
@@ -20,6 +22,7 @@ ROUNDS = {
     "validation_samples": 200,
     "rounds": 4,
     "epochs": 2,
+    "learning_rate": 0.03,
     "batch_size": 30,
     "ratio": 0.05,
 }
@@ -30,14 +33,20 @@ class Killed(Exception):
     pass
 
 
+def little(**options):
+    return quickstart.Config(**{**QUICKSTART, "settings": ("subspace:rank=4,8",), **options})
+
+
+def little_rounds(**options):
+    return rounds.Config(**{**ROUNDS, "methods": ("fu", "dpu", "pruning"), **options})
+
+
 def flags(**settings):
     return [f"--{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in settings.items()]
 
 
 def without_times(rows):
-    return [
-        (row.identity, {name: value for name, value in row.metrics.items() if name not in TIMES}) for row in rows
-    ]
+    return [(row.identity, {name: value for name, value in row.metrics.items() if name not in TIMES}) for row in rows]
 
 
 def lines_of(workdir):

@@ -1,37 +1,23 @@
-"""Comparisons at their smallest: whole, killed and continued, shared, extended, and of a task that is no image."""
+"""Comparisons at their smallest: whole, killed and continued, shared, and extended."""
 
 import csv
-import dataclasses
-import json
 import shlex
 import threading
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import run as entry
-from experiments import bench_train, compare, images, quickstart, runs, shifts
+from experiments import compare, images, quickstart, runs
 from experiments.results import Results, read
-from experiments.settings import ComparisonConfig, Settings
-from experiments.trainings import TrainingConfig, task_of
-from experiments.worlds import Score, World
-from tests.experiments.little import QUICKSTART, TIMES, Killed, flags, lines_of, without_times
+from tests.experiments.little import TIMES, Killed, little, without_times
 from updcomp import methods, trees
 from updcomp.edge import files
 from updcomp.protocol import rounds as protocol_rounds
 from updcomp.training import data
-from updcomp.training.objectives import Objective, make_score
 from updcomp.wire.errors import Error
-
-RANKS = ("subspace:rank=4,8",)
-
-
-def little(**options):
-    return quickstart.Config(**{**QUICKSTART, "settings": RANKS, **options})
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +115,9 @@ def test_the_command_of_the_report_makes_its_table_again_after_several_starts(fi
     quickstart.run(little(), workdir)
     quickstart.run(little(settings=(), settings_file=str(own)), workdir)
     rows = quickstart.run(little(settings=("subspace:rank=4:aux=4",), seeds=2), workdir)
-    (line,) = [line for line in (workdir / "report.md").read_text().splitlines() if line.startswith("    python run.py")]
+    (line,) = [
+        line for line in (workdir / "report.md").read_text().splitlines() if line.startswith("    python run.py")
+    ]
     arguments = shlex.split(line)[2:]
     assert f"--workdir={workdir}" in arguments
     assert f"--settings_file={own}" in arguments
@@ -137,10 +125,8 @@ def test_the_command_of_the_report_makes_its_table_again_after_several_starts(fi
     arguments[arguments.index(f"--workdir={workdir}")] = f"--workdir={tmp_path / 'second'}"
     assert entry.main(arguments) == 0
     again = {runs.file_name(row.identity) for row in read(tmp_path / "second" / "results.jsonl")}
-    # All seeds have what some seed had: 1 and 4 cells in the table, 2 times 5 in the new one.
-    assert again == {
-        runs.file_name(row.identity._replace(seed=seed)) for row in rows for seed in range(2)
-    }
+    # One command gives every seed what any of them had.
+    assert again == {runs.file_name(row.identity._replace(seed=seed)) for row in rows for seed in range(2)}
 
 
 def test_what_another_process_does_comes_last(tmp_path):
@@ -186,56 +172,36 @@ def worse(key, deployed, task):
 
 def test_an_update_that_is_given_up_is_told_in_its_row_and_the_table(tmp_path, capsys):
     rows = compare.run(
-        little(settings=("worse",)), tmp_path, experiment="quickstart", factories={**methods.METHODS, "worse": lambda: worse}
+        little(settings=("worse",)),
+        tmp_path,
+        experiment="quickstart",
+        factories={**methods.METHODS, "worse": lambda: worse},
     )
     assert [row.metrics["sent"] for row in rows] == [True, False]
     assert rows[1].metrics["accuracy"] == rows[1].metrics["deployed_accuracy"]
     assert (rows[1].metrics["plain_bytes"], rows[1].metrics["update_bytes"] <= 64) == (0, True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "| worse" in line]
-    assert "| 0/1 |" in line.replace("  ", "")
-
-
-@pytest.mark.parametrize("name", shifts.SHIFTS)
-def test_every_shift_makes_a_world_of_disjoint_samples(name):
-    config = little(shift=name, batch_size=25)
-    source = data.load("digits")
-    world = images.shifted(config)(0)
-    again = images.shifted(config)(0)
-    for part, other in zip(jax.tree.leaves(world.test), jax.tree.leaves(again.test), strict=True):
-        np.testing.assert_array_equal(part, other)
-    assert world.test.images.shape == source.test.images.shape
-    assert world.test.images.dtype == np.uint8
-    np.testing.assert_array_equal(world.test.labels, source.test.labels)
-    assert len(world.task.train.labels) == 100
-    if shifts.SHIFTS[name].images:
-        assert len(world.before.train.labels) == 300
-        assert np.mean(np.abs(world.test.images.astype(float) - source.test.images)) > 5
-    else:
-        assert set(np.asarray(world.before.train.labels)) == set(np.asarray(world.before.validation.labels))
-        assert set(np.asarray(world.before.train.labels)) < set(np.asarray(world.task.train.labels))
-    assert world.about == {"shift": name}
-    assert np.isfinite(world.score.of(world.init(jax.random.key(0)), world.test))
-
-
-def test_a_shift_takes_other_numbers():
-    upright, turned = (images.shifted(little(shift=f"rotation:low={a}:high={a}"))(0).test.images for a in (0, 90))
-    np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
-    two = images.shifted(little(shift="classes:share=0.2", batch_size=10))(0)
-    assert set(np.asarray(two.before.train.labels)) == {0, 1}
+    assert line.split("|")[6].strip() == "0/1"
 
 
 def test_several_devices_give_the_same_updates(finished, tmp_path):
-    rows = quickstart.run(little(devices=2), tmp_path)
-    for row, single in zip(rows, finished[1], strict=True):
-        assert row.metrics["accuracy"] == pytest.approx(single.metrics["accuracy"], abs=0.05)
+    (row,) = quickstart.run(little(devices=2, settings=("full:bits=none",)), tmp_path)
+    for metric in ("accuracy", "deployed_accuracy"):
+        assert row.metrics[metric] == pytest.approx(finished[1][0].metrics[metric], abs=0.03)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 20}, "--samples: expected at least --batch_size=50 samples to train on, found 20; use more samples"),
+        (
+            {"samples": 20},
+            "--samples: expected at least --batch_size=50 samples to train on, found 20; use more samples",
+        ),
         ({"pretrain_samples": 40}, "--pretrain_samples: expected at least --batch_size=50"),
-        ({"pretrain_samples": 60, "shift": "classes:share=0.1"}, "--pretrain_samples: expected at least --batch_size=50"),
+        (
+            {"pretrain_samples": 60, "shift": "classes:share=0.1"},
+            "--pretrain_samples: expected at least --batch_size=50",
+        ),
         ({"shift": "classes:share=0"}, "--shift: classes: share: expected above 0 and at most 1, found 0"),
         ({"samples": 5000}, "split: expected counts of together at most 1198"),
         ({"settings": ("low_rank:rank=0",)}, "--settings: low_rank: rank"),
@@ -252,62 +218,3 @@ def test_settings_are_told_before_data_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(images.data, "load", None)
     with pytest.raises(Error, match="--settings: expected a method"):
         quickstart.run(little(settings=("best",)), tmp_path)
-
-
-@dataclasses.dataclass(frozen=True)
-class LineConfig(TrainingConfig, ComparisonConfig):
-    """Lines."""
-
-    learning_rate: float = 0.3
-    epochs: int = 30
-    batch_size: int = 16
-
-
-def squared(variables, batch, key):
-    return jnp.mean((batch["x"] @ variables["w"] - batch["y"]) ** 2)
-
-
-def lines(config):
-    objective = Objective(squared)
-    error = make_score(objective)
-
-    def world(seed):
-        x = np.random.default_rng(seed).normal(size=(96, 4)).astype(np.float32)
-        slopes = np.array([[1, 2, 3], [0, 1, 0], [2, 0, 1], [0, 0, 1]], np.float32)
-        train, validation, test = ({"x": part, "y": part @ slopes} for part in np.split(x, 3))
-        return World(
-            dataset="lines",
-            model="linear",
-            title="Lines",
-            init=lambda key: {"w": 0.1 * jax.random.normal(key, (4, 3))},
-            before=None,
-            task=task_of(config, objective, train, validation),
-            test=test,
-            score=Score("squared_error", lambda variables, data: -error(variables, data), 2, higher_is_better=False),
-            about={"slopes": "small"},
-        )
-
-    return world
-
-
-def test_a_world_need_not_be_of_images(tmp_path, capsys):
-    config = LineConfig(settings=("low_rank:rank=1,3:bits=8",), seeds=2)
-    rows = compare.run(config, tmp_path, experiment="lines", worlds=lines)
-    assert {row.identity.dataset for row in rows} == {"lines"}
-    full, thin, thick = ([r.metrics["squared_error"] for r in rows if r.identity.setting == s] for s in (
-        {"bits": None},
-        {"rank": 1, "bits": 8},
-        {"rank": 3, "bits": 8},
-    ))
-    assert max(full) < 0.1 < min(row.metrics["deployed_squared_error"] for row in rows)
-    assert np.mean(thick) < np.mean(thin)
-    assert "| squared error " in capsys.readouterr().out
-    assert (tmp_path / "squared_error_vs_bytes.png").exists()
-    assert lines_of(tmp_path)[0]["about"] == {"slopes": "small"}
-
-
-def test_the_training_benchmark_measures_every_variant(tmp_path):
-    figures = bench_train.run(bench_train.Config(samples=256, epochs=1, repeats=1), tmp_path)
-    speeds = figures["samples_per_second"]
-    assert {"updcomp plain", "updcomp recording", "updcomp masked"} <= set(speeds)
-    assert json.loads((tmp_path / "bench_train.json").read_text()) == figures

@@ -49,7 +49,7 @@ def test_the_conclusion_is_chosen_on_validation_data_and_told_in_test_accuracy()
     assert sentence.startswith(
         "500 bytes instead of 1,000,000 (2,000 times fewer) keep 92 % of the full update's gain: accuracy 0.870 ± 0.014"
     )
-    assert "0.900 with the full update, 0.500 without any" in sentence
+    assert "0.900 ± 0.000 with the full update, 0.500 without any" in sentence
 
 
 def test_a_score_may_be_better_where_it_is_lower():

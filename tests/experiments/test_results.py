@@ -14,7 +14,6 @@ from experiments.config import Settings, added, anything, command, setting
 from experiments.results import Identity, Results, Row
 from updcomp.wire.errors import Error
 
-
 ROOT = Path(__file__).parents[2]
 
 

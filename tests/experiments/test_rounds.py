@@ -1,116 +1,106 @@
-"""The rounds experiment on a little data, killed and continued, and what it writes."""
+"""The rounds experiment at its smallest: whole, killed and continued, shared, and extended."""
 
 import itertools
-import json
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import rounds, rounds_report
-from experiments.results import Row
-from tests.experiments.test_compare import Killed, flags, run, without_times
+import updcomp
+from experiments import images, rounds, runs
+from experiments.results import Results, read
+from tests.experiments.little import Killed, little_rounds, without_times
 from updcomp import protocol
 from updcomp.edge import files, store
-from updcomp.training import data, loop, models
+from updcomp.protocol import rounds as protocol_rounds
+from updcomp.training import loop, models
 from updcomp.wire.errors import Error
 
-LITTLE = {
-    "dataset": "digits",
-    "initial_samples": 60,
-    "step_samples": 60,
-    "validation_samples": 200,
-    "rounds": 4,
-    "epochs": 2,
-    "batch_size": 30,
-    "ratio": 0.02,
-}
 METHODS = ("fu", "dpu", "pruning")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, deliver_here):
     workdir = tmp_path_factory.mktemp("rounds")
-    return workdir, run("--experiment=rounds", f"--workdir={workdir}", *flags(**LITTLE, methods=METHODS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol_rounds, "deliver", deliver_here)
+        return workdir, rounds.run(little_rounds(), workdir)
 
 
-def rows_of(workdir):
-    return [Row(**json.loads(line)) for line in (workdir / "results.jsonl").read_text().splitlines()]
-
-
-def test_the_entry_point_leaves_rows_report_plot_and_a_chain_of_files(finished, tmp_path):
-    workdir, done = finished
-    assert done.returncode == 0, done.stderr
-    rows = rows_of(workdir)
-    assert [(row.method, row.round) for row in rows] == [(name, number) for name in METHODS for number in range(4)]
-    assert [row.samples for row in rows[:4]] == [60, 120, 180, 240]
-    assert (workdir / "accuracy_over_rounds.png").stat().st_size > 10_000
-    assert done.stdout.split("\n\n")[0] in (workdir / "report.md").read_text()
+def test_a_run_leaves_rows_reports_and_a_chain_of_files(finished, tmp_path):
+    workdir, rows = finished
+    assert [(row.identity.method, row.identity.round) for row in rows] == list(itertools.product(METHODS, range(4)))
+    assert [row.metrics["samples"] for row in rows[:4]] == [60, 120, 180, 240]
+    assert {"accuracy_over_rounds.png", "report.md", "report.html", "results.csv"} <= {
+        path.name for path in workdir.iterdir()
+    }
     for name in METHODS:
         device = store.Store(tmp_path / name)
         device.initialise(workdir / "device" / f"{name}-seed0.safetensors")
-        for row in (row for row in rows if row.method == name):
-            update = workdir / "updates" / f"{name}-seed0" / f"round-{row.round:03}.upd"
-            assert update.stat().st_size == row.update_bytes
+        for row in (row for row in rows if row.identity.method == name):
+            update = workdir / "updates" / f"{name}-seed0" / f"round-{row.identity.round:03}.upd"
+            assert update.stat().st_size == row.metrics["update_bytes"]
             device.install(update.read_bytes())
         held = files.read_model(workdir / "device" / f"{name}-seed0-held.safetensors").model
         assert all(device.current()[leaf].tobytes() == held[leaf].tobytes() for leaf in held)
 
 
 def test_rows_tell_what_the_device_held_and_what_training_gave(finished):
-    rows = rows_of(finished[0])
-    for before, after in itertools.pairwise(rows):
-        if before.method == after.method:
-            assert after.deployed_accuracy == before.accuracy
-            assert after.validation_accuracy >= before.validation_accuracy
-        assert after.sent == (after.validation_accuracy > after.deployed_validation_accuracy)
-        assert after.accuracy == (after.trained_accuracy if after.sent else after.deployed_accuracy)
-        assert (after.plain_bytes > 0) == after.sent
+    for before, after in itertools.pairwise(finished[1]):
+        told = after.metrics
+        if before.identity.method == after.identity.method:
+            assert told["deployed_accuracy"] == before.metrics["accuracy"]
+            assert told["validation_accuracy"] >= before.metrics["validation_accuracy"]
+        assert told["sent"] == (told["validation_accuracy"] > told["deployed_validation_accuracy"])
+        assert told["accuracy"] == (told["trained_accuracy"] if told["sent"] else told["deployed_accuracy"])
+        assert (told["plain_bytes"] > 0) == told["sent"]
+        assert not told["restart"] or told["sent"]
+    assert {row.metrics["sent"] for row in finished[1]} == {True, False}
 
 
-def test_more_rounds_seeds_and_methods_may_be_added_and_other_settings_not(finished, tmp_path):
+def test_more_rounds_and_methods_may_be_added_and_other_settings_not(finished, tmp_path):
     workdir = tmp_path / "more"
     shutil.copytree(finished[0], workdir)
     before = (workdir / "results.jsonl").read_bytes()
-    more = {**LITTLE, "rounds": 5, "methods": ("dpu", "rpu")}
-    done = run("--experiment=rounds", f"--workdir={workdir}", *flags(**more))
-    assert done.returncode == 0, done.stderr
-    after = (workdir / "results.jsonl").read_bytes()
-    assert after.startswith(before)
-    added = [(row.method, row.round) for row in rows_of(workdir)[12:]]
-    assert added == [("dpu", 4), *(("rpu", number) for number in range(5))]
-    assert "--rounds=5" in (workdir / "report.md").read_text()
-    refused = run("--experiment=rounds", f"--workdir={workdir}", *flags(**{**more, "ratio": 0.03}))
-    assert refused.returncode == 2
-    assert "--ratio: expected 0.02 as in" in refused.stderr
-    assert (workdir / "results.jsonl").read_bytes() == after
+    rows = rounds.run(little_rounds(rounds=5, methods=("dpu", "rpu")), workdir)
+    assert (workdir / "results.jsonl").read_bytes().startswith(before)
+    assert [(row.identity.method, row.identity.round) for row in rows[12:]] == [
+        ("dpu", 4),
+        *(("rpu", number) for number in range(5)),
+    ]
+    report = (workdir / "report.md").read_text()
+    assert f"--workdir={workdir} " in report
+    assert "--methods=fu,dpu,pruning,rpu --rounds=5 " in report
+    with pytest.raises(Error, match="--ratio: expected 0.05 as in"):
+        rounds.run(little_rounds(ratio=0.03), workdir)
+    assert read(workdir / "results.jsonl") == rows
 
 
-def test_a_killed_experiment_continues_and_ends_with_the_same_rows(finished, tmp_path, monkeypatch):
-    config = rounds.Config(**LITTLE, methods=("fu", "dpu"))
-    deliver, delivered = protocol.deliver, []
+def test_a_killed_experiment_continues_and_ends_with_the_same_rows(finished, tmp_path, monkeypatch, deliver_here):
+    delivered = []
 
     def die(*arguments, **options):
+        done = deliver_here(*arguments, **options)
         delivered.append(arguments)
         if len(delivered) == 7:
-            deliver(*arguments, **options)  # the files are there, the row is not
-            raise Killed
-        return deliver(*arguments, **options)
+            raise Killed  # the files are there, the row is not
+        return done
 
-    monkeypatch.setattr(protocol, "deliver", die)
+    monkeypatch.setattr(protocol_rounds, "deliver", die)
     with pytest.raises(Killed):
-        rounds.run(config, tmp_path)
-    monkeypatch.undo()
-    continued = rounds.run(config, tmp_path)
-    whole = rows_of(finished[0])[:8]
-    assert without_times(continued) == without_times(whole)
+        rounds.run(little_rounds(methods=("fu", "dpu")), tmp_path)
+    continued = rounds.run(little_rounds(methods=("fu", "dpu")), tmp_path)
+    assert len(delivered) == 9
+    assert without_times(continued) == without_times(finished[1][:8])
 
 
 def test_trainings_that_were_killed_go_on_from_their_own_checkpoints(tmp_path, monkeypatch):
     """Iterative rewinding has many trainings a round, all of the same plan; each must find its own state only."""
-    config = rounds.Config(**{**LITTLE, "rounds": 2, "ratio": 0.4}, methods=("iterative",))
+    config = little_rounds(rounds=2, ratio=0.4, methods=("iterative",))
     whole = rounds.run(config, tmp_path / "whole")
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     save = loop.Checkpoints.save
@@ -133,20 +123,21 @@ def test_trainings_that_were_killed_go_on_from_their_own_checkpoints(tmp_path, m
 def test_a_folder_belongs_to_its_settings_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "run_rounds", None)
     with pytest.raises(TypeError):
-        rounds.run(rounds.Config(**LITTLE), tmp_path)
+        rounds.run(little_rounds(), tmp_path)
     with pytest.raises(Error, match="--epochs: expected 2 as in"):
-        rounds.run(rounds.Config(**{**LITTLE, "epochs": 3}), tmp_path)
+        rounds.run(little_rounds(epochs=3), tmp_path)
 
 
 def test_a_resumed_device_keeps_its_first_model(finished, tmp_path, monkeypatch):
     """Another machine may make other weights of a seed; the update files start from the ones that are there."""
     shutil.copytree(finished[0], tmp_path / "moved")
-    other = models.mlp().init(jax.random.key(9), jnp.ones((1, 8, 8, 1)))
-    monkeypatch.setattr(rounds._Series, "_fresh", lambda self, key: other)
-    before = (tmp_path / "moved" / "device" / "dpu-seed0.safetensors").read_bytes()
-    rows = rounds.run(rounds.Config(**{**LITTLE, "rounds": 5}, methods=("dpu",)), tmp_path / "moved")
-    assert rows[-1].round == 4
-    assert (tmp_path / "moved" / "device" / "dpu-seed0.safetensors").read_bytes() == before
+    other = models.by_name("tiny", num_classes=10).init(jax.random.key(9), jnp.ones((1, 8, 8, 1)))
+    monkeypatch.setattr(images.Images, "init", lambda self, key: other)
+    first = tmp_path / "moved" / "device" / "dpu-seed0.safetensors"
+    before = first.read_bytes()
+    rows = rounds.run(little_rounds(rounds=5, methods=("dpu",)), tmp_path / "moved")
+    assert rows[-1].identity.round == 4
+    assert first.read_bytes() == before
 
 
 def test_rows_with_a_gap_are_refused(finished, tmp_path):
@@ -155,69 +146,46 @@ def test_rows_with_a_gap_are_refused(finished, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:1] + lines[2:]))
     with pytest.raises(Error, match="expected the rounds of fu with seed 0 one after another, found 0, 2, 3"):
-        rounds.run(rounds.Config(**LITTLE, methods=("fu",)), tmp_path / "gap")
+        rounds.run(little_rounds(methods=("fu",)), tmp_path / "gap")
 
 
-def test_the_same_rounds_run_once_at_a_time(tmp_path, monkeypatch):
-    started = rounds._Series(config := rounds.Config(**LITTLE), tmp_path, data.load("digits"))
-    (tmp_path / "device" / "fu-seed0.lock").touch()
-    with rounds._alone(tmp_path / "device" / "fu-seed0.lock"):
-        started.start(0)
-        with pytest.raises(Error, match="fu-seed0: expected to run it alone"):
-            next(started.rounds("fu"))
-    assert next(started.rounds("fu")) == 0
-    assert config.rounds == 4
+def test_rounds_that_another_process_runs_come_last(finished, tmp_path):
+    Results(tmp_path, "rounds", little_rounds(methods=("fu", "dpu"))).claim()
+    with runs.alone(tmp_path / "device" / "fu-seed0.lock", wait=False):
+        thread = threading.Thread(target=rounds.run, args=(little_rounds(methods=("fu", "dpu")), tmp_path))
+        thread.start()
+        while len(read(tmp_path / "results.jsonl")) < 4 and thread.is_alive():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        assert {row.identity.method for row in read(tmp_path / "results.jsonl")} == {"dpu"}
+    thread.join(60)
+    rows = read(tmp_path / "results.jsonl")
+    assert [row.identity.method for row in rows] == ["dpu"] * 4 + ["fu"] * 4
+    assert [row.metrics["accuracy"] for row in rows[4:]] == [row.metrics["accuracy"] for row in finished[1][:4]]
 
 
-def test_the_variants_of_the_paper_all_run(tmp_path):
-    settings = {**LITTLE, "rounds": 2, "epochs": 1, "ratio": 0.3, "aux": 0, "devices": 2}
-    config = rounds.Config(**settings, methods=tuple(rounds.VARIANTS))
-    rows = rounds.run(config, tmp_path)
-    assert {row.method for row in rows} == set(rounds.VARIANTS)
-    assert all(np.isfinite(row.accuracy) for row in rows)
-    assert {row.method for row in rows if row.restart and row.round == 1} <= {"pruning", "pruning_gradual"}
+def test_growing_sets_are_cumulative_and_restart_when_they_have_more_than_doubled():
+    order = np.random.default_rng(0).permutation(100)
+    stages = rounds.growing(order, initial=10, step=5, rounds=19, restart="doubled")
+    last = 0
+    for number, stage in enumerate(stages):
+        np.testing.assert_array_equal(stage.samples, order[: 10 + 5 * number])
+        assert stage.restart == (len(stage.samples) > 2 * last)
+        last = len(stage.samples) if stage.restart else last
+    for restart, expected in (("never", False), ("always", True)):
+        stages = rounds.growing(order, initial=1, step=1, rounds=3, restart=restart)
+        assert [stage.restart for stage in stages] == [expected] * 3
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["--ratio=0"], "ratio: expected above 0 and at most 1, found 0.0"),
-        (["--methods=fu", "--ratio=1.5"], "ratio: expected above 0 and at most 1, found 1.5"),
-        (["--initial_samples=20"], "--initial_samples: expected at least --batch_size=30, found 20"),
-        (["--rounds=99"], "rounds: expected at most 19: 60 samples and 60 more each round of 1198 in all; found 99"),
-        (["--validation_samples=600"], "--validation_samples: expected less than the 599 test images, found 600"),
-        (["--methods=best"], "--methods: expected some of fu, "),
-        (["--aux=5"], "aux: expected one of"),
-        (["--bits=17"], "bits"),
-        (["--sparse_rate=0"], "--sparse_rate: expected above 0"),
-        (["--shift=rotation"], "--shift: rounds does not read it"),
+        ({"initial": 10, "step": 10, "rounds": 11}, r"rounds: expected at most 10: .* found 11, which need 110"),
+        ({"initial": 101, "step": 10, "rounds": 1}, "rounds: expected at most 0"),
+        ({"initial": 0, "step": 10, "rounds": 1}, "expected at least 1, found 0, 10 and 1"),
+        ({"initial": 10, "step": 10, "rounds": 1, "restart": "often"}, "restart: expected never"),
     ],
-    ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
-def test_wrong_flags_are_one_line_and_write_nothing(arguments, message, tmp_path):
-    done = run("--experiment=rounds", f"--workdir={tmp_path / 'new'}", *flags(**LITTLE), *arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
-    assert not (tmp_path / "new").exists()
-
-
-def row(method, seed, number, accuracy, *, sent=True, trained=None):
-    values = (100, accuracy, None, 0.5, 1.0, 0.1, 0.2, 0.9, 0.5, 1000, False, sent)
-    trained = accuracy if trained is None else trained
-    return Row("rounds", "mnist", "mlp", method, "ratio=0.005 bits=16", seed, number, *values, trained, 400)
-
-
-def test_the_table_pairs_seeds_and_rounds():
-    rows = [row("fu", seed, number, 0.9 + 0.01 * number) for seed in range(2) for number in range(3)]
-    rows += [row("dpu", seed, number, 0.88 + 0.01 * number + 0.01 * seed) for seed in range(2) for number in range(2)]
-    rows += [row("rpu", 0, 5, 0.5, sent=False, trained=0.4)]
-    rows += [row("gcpu", 0, 0, 0.9), row("gcpu", 1, 0, 0.9), row("gcpu", 0, 1, 0.1)]  # seed 0 is a round ahead
-    full, dpu, rpu, gcpu = rounds_report.summarise(rows)
-    assert (gcpu.rounds, gcpu.accuracy.tolist()) == (1, [90, 90])
-    np.testing.assert_allclose(full.difference, [0, 0], atol=1e-12)
-    np.testing.assert_allclose(dpu.difference, [-2, -1])
-    np.testing.assert_allclose(dpu.accuracy, [88.5, 89.5])
-    assert (dpu.update_bytes, dpu.plain_bytes, dpu.sent, dpu.published) == (200, 800, 2, -0.17)
-    assert (len(rpu.difference), rpu.sent) == (0, 0)
-    assert "-1.50 ± 0.71" in rounds_report.table([dpu])
+def test_impossible_rounds_are_refused(options, message):
+    with pytest.raises(updcomp.Error, match=message):
+        rounds.growing(np.arange(100), **options)

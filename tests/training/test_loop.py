@@ -1,4 +1,4 @@
-"""The training loop: exactness of masks, validation choice, meshes, and continuing after a kill."""
+"""The training loop: exactness of masks, the choice of the epoch, meshes, and continuing after a kill."""
 
 import functools
 
@@ -8,17 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from updcomp import contribution
-from updcomp.methods import base
-from updcomp.training import data, devices, loop, models
+import updcomp
+from tests.methods.worlds import MODELS, assert_same, digits, regression
+from updcomp import contribution, partition, trees
+from updcomp.methods import base, partial
+from updcomp.partition import KERNEL
+from updcomp.training import Extra, Objective, batches, classification, data, devices, loop
 from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import Checkpoints
-from updcomp.training.loop import Task, fit
-from updcomp.training.optimizers import constant, cosine, every_third, masked, with_learning_rate
+from updcomp.training.classification import cross_entropy
+from updcomp.training.compilation import measured
+from updcomp.training.loop import Frozen, as_trained, fit
+from updcomp.training.optimizers import constant, cosine, every_third, masked
 from updcomp.wire.errors import NonFiniteError
 
-MODEL = models.mlp(hidden=(16,))
-DENSE = base.plan("dense", base.quantised_delta(None), 16)
+KEY = jax.random.key(0)
 NESTEROV = functools.partial(optax.sgd, momentum=0.9, nesterov=True)
 
 
@@ -26,211 +30,231 @@ def decayed(learning_rate):
     return optax.chain(optax.add_decayed_weights(1e-2), NESTEROV(learning_rate))
 
 
-@functools.cache
 def world():
-    train, validation = data.split(data.load("digits").train, (200, 100), seed=0)
-    task = Task(
-        MODEL.apply, jax.device_put(train), jax.device_put(validation), optax.adam, 1e-2, epochs=3, batch_size=50
-    )
-    return MODEL.init(jax.random.key(0), train.images), task
+    variables, task = digits()
+    return variables, task._replace(epochs=3)
 
 
-def start_of(variables):
-    parts = base.split(variables, aux=16)
-    return {"kernels": parts.kernels, "aux": parts.aux}
+def plan_for(variables, name="dense", state=(), **options):
+    parts = partition.of(variables, state=state)
+    return base.plan_of(name, parts, {leaf.name: as_trained for leaf in parts.of_role(KERNEL)}, **options)
+
+
+def train(task, variables, *, key=KEY, plan=None, start=None, **options):
+    """In full: every leaf as it is."""
+    start = trees.named_leaves(variables) if start is None else start
+    return fit(key, task, plan or plan_for(variables), start, Frozen(variables, {}), **options)
+
+
+def assert_close(one, other, **tolerance):
+    for name, leaf in one.items():
+        np.testing.assert_allclose(leaf, other[name], **tolerance)
 
 
 @pytest.mark.parametrize("optimizer", [optax.adam, decayed], ids=["adam", "nesterov with decay"])
 def test_unsent_weights_keep_their_bits(optimizer):
     variables, task = world()
-    start = start_of(variables)
-    mask = jax.tree.map(lambda leaf: jax.random.bernoulli(jax.random.key(1), 0.6, leaf.shape), start)
-    plan = base.plan("masked", base.quantised_delta(None), 16, wrap=masked)
-    frozen = {"deployed": variables, "mask": mask}
-    trained = fit(jax.random.key(0), task._replace(optimizer=optimizer), plan, start, frozen).last
-    for new, old, sent in zip(*map(jax.tree.leaves, (trained, start, mask)), strict=True):
-        np.testing.assert_array_equal(np.asarray(new)[~sent], np.asarray(old)[~sent])
-    assert all(np.any(new != old) for new, old in zip(*map(jax.tree.leaves, (trained, start)), strict=True))
+    start = trees.named_leaves(variables)
+    masks = {name: jax.random.bernoulli(jax.random.key(1), 0.6, leaf.shape) for name, leaf in start.items()}
+    plan = plan_for(variables, wrap=masked)
+    trained = train(task._replace(optimizer=optimizer), variables, plan=plan, masks=masks).last
+    for name, old in start.items():
+        new, sent = np.asarray(trained[name]), np.asarray(masks[name])
+        np.testing.assert_array_equal(new[~sent], np.asarray(old)[~sent])
+        assert np.any(new != np.asarray(old))
 
 
 def test_the_loop_takes_the_steps_of_a_plain_optax_loop():
-    """One epoch of full batches, against the same steps written out with a learning rate inside the optimizer."""
+    """One epoch, against the same steps written out with a learning rate inside the optimizer."""
     variables, task = world()
-    task = task._replace(epochs=1, optimizer=decayed, schedule=cosine)
-    key, start = jax.random.key(3), start_of(variables)
-    fitted = fit(key, task, DENSE, start, {"deployed": variables})
+    epochs = []
+    task = task._replace(epochs=1, optimizer=decayed, schedule=cosine, callback=epochs.append)
+    key = jax.random.key(3)
+    fitted = train(task, variables, key=key)
     optimizer = decayed(lambda step: 1e-2 * cosine(step / 4))
     params, state = variables["params"], optimizer.init(variables["params"])
 
-    def objective(params, rows):
-        logits, _ = MODEL.apply({"params": params}, data.to_float(task.train.images[rows]), train=True)
-        return loop.cross_entropy(logits, task.train.labels[rows])
+    def loss(params, rows):
+        layers = [params["Dense_0"], params["Dense_1"]]
+        x = data.to_float(task.train.images[rows]).reshape(len(rows), -1)
+        x = jax.nn.relu(x @ layers[0]["kernel"] + layers[0]["bias"][None])
+        return cross_entropy(x @ layers[1]["kernel"] + layers[1]["bias"][None], task.train.labels[rows])
 
-    for rows in loop._shuffled(key, 0, np.arange(200), 50):
-        updates, state = optimizer.update(jax.grad(objective)(params, rows), state, params)
+    step, losses = jax.jit(jax.value_and_grad(loss)), []
+    for rows in batches.shuffled(key, 0, np.arange(200), 50):
+        value, gradients = step(params, rows)
+        losses.append(float(value))
+        updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-    expected = start_of({"params": params})
-    for new, wanted in zip(*map(jax.tree.leaves, (fitted.last, expected)), strict=True):
-        np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6)
+    assert_close(fitted.last, trees.named_leaves({"params": params}), rtol=1e-4, atol=1e-6)
+    assert epochs[0].loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_an_epoch_visits_every_sample():
-    order = loop._shuffled(jax.random.key(0), 0, np.arange(7, 130), 50)
-    assert order.shape == (3, 50)
-    assert set(order.ravel()) == set(range(7, 130))
-    assert np.any(order != loop._shuffled(jax.random.key(0), 1, np.arange(7, 130), 50))
+def accuracy(trainable, task):
+    first, last = ({part: np.asarray(trainable[f"params/Dense_{i}/{part}"]) for part in ("kernel", "bias")} for i in (0, 1))
+    images = np.asarray(task.validation.images).reshape(len(task.validation.labels), -1) / np.float32(255)
+    logits = np.maximum(images @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"]
+    return np.mean(logits.argmax(1) == np.asarray(task.validation.labels))
 
 
-def test_the_best_epoch_is_chosen_on_the_validation_set():
+def test_the_best_epoch_is_chosen_on_the_validation_data():
     variables, task = world()
-    fitted = fit(jax.random.key(0), task, DENSE, start_of(variables), {"deployed": variables})
-
-    def correct(trainable):
-        logits, _ = MODEL.apply(
-            DENSE.assemble(trainable, {"deployed": variables}), data.to_float(task.validation.images), train=False
-        )
-        return int((logits.argmax(-1) == task.validation.labels).sum())
-
-    assert correct(fitted.trainable) == fitted.correct >= correct(fitted.last)
-    assert correct(start_of(variables)) == fitted.start_correct < fitted.correct
+    fitted = train(task, variables)
+    assert fitted.score == pytest.approx(accuracy(fitted.trainable, task))
+    assert fitted.score >= accuracy(fitted.last, task)
+    assert fitted.start_score == pytest.approx(accuracy(trees.named_leaves(variables), task))
+    assert fitted.start_score < fitted.score
 
 
 def test_a_training_that_does_not_help_keeps_the_start():
     variables, task = world()
-    start = start_of(variables)
-    fitted = fit(jax.random.key(0), task._replace(learning_rate=0.0), DENSE, start, {"deployed": variables})
-    assert fitted.correct == fitted.start_correct
-    for new, old in zip(*map(jax.tree.leaves, (fitted.trainable, start)), strict=True):
-        np.testing.assert_array_equal(new, old)
+    fitted = train(task._replace(learning_rate=0.0), variables)
+    assert fitted.score == fitted.start_score
+    assert_same(fitted.trainable, trees.named_leaves(variables))
+
+
+def first_epoch_alone(progress):
+    return jnp.where(progress < 0.3, 1.0, -3.0)
+
+
+def test_an_epoch_that_harms_is_not_chosen():
+    """The sign of every update after the first epoch is wrong, so the first epoch stays the best."""
+    variables, task = world()
+    harmful = task._replace(schedule=first_epoch_alone, learning_rate=3e-3)
+    fitted = train(harmful, variables)
+    once = train(harmful._replace(epochs=1, schedule=constant), variables)
+    assert fitted.score == once.score > fitted.start_score
+    assert_same(fitted.trainable, once.last)
+    assert all(np.any(fitted.trainable[name] != leaf) for name, leaf in fitted.last.items())
 
 
 def test_two_devices_train_to_the_same_result():
     variables, task = world()
-    alone = fit(jax.random.key(0), task, DENSE, start_of(variables), {"deployed": variables})
+    alone = train(task, variables)
     mesh = devices.data_mesh()
     assert mesh.size == 2
-    placed = task._replace(
-        mesh=mesh, train=devices.replicate(task.train, mesh), validation=devices.replicate(task.validation, mesh)
-    )
-    shared = fit(jax.random.key(0), placed, DENSE, start_of(variables), {"deployed": variables})
-    for one, two in zip(*map(jax.tree.leaves, (alone.last, shared.last)), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-4)
+    shared = train(task._replace(mesh=mesh, train=devices.replicate(task.train, mesh)), variables)
+    assert_close(shared.last, alone.last, atol=1e-4)
     assert len(jax.tree.leaves(shared.last)[0].sharding.device_set) == 2
 
 
 def test_the_optimizer_continues_from_the_state_it_is_given():
     """Where gradients are zero, momentum m coasts: n steps move the weights by -rate (mu + ... + mu^n) m_0."""
     variables, task = world()
-    start = start_of(variables)
+    start = trees.named_leaves(variables)
     momentum = functools.partial(optax.sgd, momentum=0.5)
-    flat = task._replace(optimizer=momentum, epochs=1, loss=lambda logits, labels: 0 * logits.sum())
-    fresh = momentum(1.0).init(start)
-    state = jax.tree.map(jnp.ones_like, fresh)
-    fitted = fit(jax.random.key(0), flat, DENSE, start, {"deployed": variables}, optimizer_state=state)
-    for new, old in zip(*map(jax.tree.leaves, (fitted.last, start)), strict=True):
-        np.testing.assert_allclose(new - old, np.full(old.shape, -1e-2 * (1 - 0.5**4)), rtol=1e-4, atol=1e-7)
+    objective = Objective(lambda v, batch, key: 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(v)))
+    task = task._replace(optimizer=momentum, epochs=1, objective=objective)
+    fresh = train(task, variables)
+    assert_same(fresh.last, start)
+    state = jax.tree.map(jnp.ones_like, fresh.optimizer)
+    fitted = train(task, variables, optimizer_state=state)
+    for name, old in start.items():
+        np.testing.assert_allclose(
+            fitted.last[name] - old, np.full(old.shape, -1e-2 * (1 - 0.5**4)), rtol=1e-4, atol=1e-7
+        )
     for moved, given in zip(*map(jax.tree.leaves, (fitted.optimizer, state)), strict=True):
         assert np.all(moved == 0.5**4)
         assert np.all(given == 1)  # the caller's state is not donated
-    again = fit(jax.random.key(0), flat, DENSE, start, {"deployed": variables})
-    for new, old in zip(*map(jax.tree.leaves, (again.last, start)), strict=True):
-        np.testing.assert_array_equal(new, old)
-
-
-def on_the_host(dataset, folder):
-    """The same samples with their images in a file."""
-    np.save(folder / "images.npy", dataset.images)
-    return data.Dataset(np.load(folder / "images.npy", mmap_mode="r"), np.asarray(dataset.labels))
-
-
-@pytest.mark.parametrize("mesh", [None, devices.data_mesh()], ids=["one device", "mesh"])
-@pytest.mark.parametrize("batches", [1, 3, 100])
-def test_images_on_the_host_train_to_the_same_weights_bit_for_bit(batches, mesh, tmp_path, monkeypatch):
-    """Four batches an epoch, in chunks of one, of three (the last one is not full) and of all."""
-    variables, task = world()
-    task = task._replace(samples=np.arange(10, 190), augment=crop_and_flip, mesh=mesh)
-    monkeypatch.setattr(loop, "CHUNK_BYTES", batches * 50 * 64 + 63)
-    chunks = []
-    gather = loop._gather
-    monkeypatch.setattr(loop, "_gather", lambda *args: chunks.append(gather(*args)) or chunks[-1])
-    results = []
-    for train in (devices.replicate(task.train, mesh), on_the_host(task.train, tmp_path)):
-        assert not chunks
-        placed = task._replace(train=train, validation=jax.tree.map(np.asarray, task.validation))
-        results.append(fit(jax.random.key(0), placed, DENSE, start_of(variables), {"deployed": variables}))
-    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_array_equal(one, two)
-    images = [chunk for chunk in chunks if chunk.ndim == 4]
-    assert {len(chunk) for chunk in images} == {50 * min(batches, 4)}
-    assert len(images) == task.epochs * -(-4 // batches)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("mesh", [None, devices.data_mesh()], ids=["one device", "mesh"])
 def test_rounds_settings_and_continued_trainings_compile_once(streamed, mesh):
     variables, task = world()
-    train = jax.tree.map(np.asarray, task.train) if streamed else devices.replicate(task.train, mesh)
-    task = task._replace(train=train, mesh=mesh)
-    plan = base.plan("counted", base.quantised_delta(None), 16)
-    first = fit(jax.random.key(0), task, plan, start_of(variables), {"deployed": variables})
+    placed = jax.tree.map(np.asarray, task.train) if streamed else devices.replicate(task.train, mesh)
+    task = task._replace(train=placed, mesh=mesh)
+    first = train(task, variables)
+    second = train(task, variables, start=first.last, optimizer_state=first.optimizer)  # copies from where these are
     changed = task._replace(samples=np.arange(60), learning_rate=1e-3, epochs=2)
-    state = first.optimizer
-    fit(jax.random.key(1), changed, plan, first.last, {"deployed": variables}, optimizer_state=state)
-    options = (task.optimizer, task.loss, task.schedule, task.augment, task.mesh)
-    for compiled in (loop._compiled_steps(plan, MODEL.apply, *options), loop._compiled_validation(plan, MODEL.apply)):
-        assert compiled._cache_size() == 1
+    with measured() as compilation:
+        train(changed, variables, key=jax.random.key(1), start=second.last, optimizer_state=second.optimizer)
+    assert compilation.count == 0
+
+
+def counted(variables, batch, key):
+    """A regression on augmented inputs that moves a mean and counts its steps."""
+    x = batch["features"]["x"] + 0.1 * jax.random.normal(key, batch["features"]["x"].shape)
+    mean = 0.9 * variables["mean"] + 0.1 * x.mean(0)
+    error = (x - variables["mean"][None]) @ variables["kernel"] - batch["target"]
+    return jnp.mean(error**2), Extra({"mean": mean, "steps": variables["steps"] + 1}, {"draw": jax.random.uniform(key)})
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_killed_training_continues_to_the_same_weights(tmp_path, monkeypatch):
-    variables, task = world()
-    plan = base.plan("recorded", base.quantised_delta(None), 16, wrap=contribution.record)
-    task = task._replace(augment=crop_and_flip, epochs=4)
-    whole = fit(jax.random.key(0), task, plan, start_of(variables), {"deployed": variables})
+def die_at(monkeypatch, name, step):
+    """Training is killed when it has saved this step of the training of this name; only once."""
     monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    resumable = task._replace(checkpoints=tmp_path)
     save = Checkpoints.save
+    died = []
 
-    def save_and_die(self, step, tree):
-        save(self, step, tree)
-        if step == 2:
+    def save_and_die(self, number, tree):
+        save(self, number, tree)
+        if number == step and self._folder.name == name and not died:
+            died.append(number)
             raise Killed
 
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
+
+
+def test_a_killed_training_continues_to_the_same_weights_and_statistics(tmp_path, monkeypatch):
+    _, task = regression()
+    variables = {"kernel": jnp.zeros((6, 2)), "mean": jnp.ones(6), "steps": jnp.int32(0)}
+    names = ("mean", "steps")
+    plan = plan_for(variables, state=names, name="recorded", wrap=contribution.record)
+    options = {
+        "plan": plan,
+        "start": {"kernel": variables["kernel"]},
+        "moved": {name: variables[name] for name in names},
+    }
+    task = task._replace(objective=Objective(counted), learning_rate=3e-2)
+    epochs = []
+    whole = train(task._replace(callback=epochs.append), variables, **options)
+    assert whole.last_moved["steps"] == 24
+    die_at(monkeypatch, "recorded", 2)
+    again = []
+    resumable = task._replace(checkpoints=tmp_path, callback=again.append)
     with pytest.raises(Killed):
-        fit(jax.random.key(0), resumable, plan, start_of(variables), {"deployed": variables})
-    continued = fit(jax.random.key(0), resumable, plan, start_of(variables), {"deployed": variables})
-    assert continued.correct == whole.correct
-    for one, two in zip(*map(jax.tree.leaves, (continued, whole)), strict=True):
-        np.testing.assert_array_equal(one, two)
+        train(resumable, variables, **options)
+    continued = train(resumable, variables, **options)
+    assert_same(continued, whole)
+    assert [epoch.number for epoch in again] == [1, 2, 3, 4]
+    assert [(epoch.loss, epoch.score, epoch.metrics) for epoch in again] == [
+        (epoch.loss, epoch.score, epoch.metrics) for epoch in epochs
+    ]
 
 
-def test_an_epoch_that_harms_is_not_chosen():
-    """The sign of every update after the first epoch is wrong, so the first epoch stays the best."""
-    variables, task = world()
-    harmful = task._replace(schedule=lambda progress: jnp.where(progress < 0.3, 1.0, -3.0), learning_rate=3e-3)
-    fitted = fit(jax.random.key(0), harmful, DENSE, start_of(variables), {"deployed": variables})
-    once = fit(
-        jax.random.key(0),
-        harmful._replace(epochs=1, schedule=lambda progress: jnp.ones_like(progress)),
-        DENSE,
-        start_of(variables),
-        {"deployed": variables},
-    )
-    assert fitted.correct == once.correct > fitted.start_correct
-    for best, last, first in zip(*map(jax.tree.leaves, (fitted.trainable, fitted.last, once.last)), strict=True):
-        np.testing.assert_array_equal(best, first)
-        assert np.any(best != last)
+@pytest.mark.parametrize("name", ["partial-full", "partial-narrow", "partial-sparse"])
+def test_a_method_killed_in_any_of_its_trainings_gives_the_same_update(name, tmp_path, monkeypatch):
+    deployed, task = regression()
+    method = partial(ratio=0.3, fixed_share=0.5, keep_moments=True)
+    expected = updcomp.encode(method(KEY, deployed, task), deployed)
+    die_at(monkeypatch, name, 3)
+    resumable = task._replace(checkpoints=tmp_path)
+    with pytest.raises(Killed):
+        method(KEY, deployed, resumable)
+    assert updcomp.encode(method(KEY, deployed, resumable), deployed) == expected
+
+
+def test_a_training_with_augmentation_depends_on_its_key():
+    variables, task = digits()
+    task = task._replace(objective=classification(MODELS["mlp"].apply, augment=crop_and_flip), epochs=1)
+    one, same, other = (train(task, variables, key=jax.random.key(seed)).last for seed in (0, 0, 1))
+    assert_same(one, same)
+    assert all(np.any(one[leaf] != other[leaf]) for leaf in one)
+
+
+def late(progress):
+    return jnp.where(progress < 0.7, 0.0, 10.0)
 
 
 def test_weights_that_leave_the_finite_in_the_last_step_are_noticed():
     variables, task = world()
-    wild = task._replace(epochs=1, learning_rate=3e38, schedule=lambda progress: jnp.where(progress < 0.7, 0.0, 10.0))
+    wild = task._replace(epochs=1, learning_rate=3e38, schedule=late)
     with pytest.raises(NonFiniteError, match="dense.*step 3"):
-        fit(jax.random.key(0), wild, DENSE, start_of(variables), {"deployed": variables})
+        train(wild, variables)
 
 
 @pytest.mark.parametrize(
@@ -240,15 +264,3 @@ def test_weights_that_leave_the_finite_in_the_last_step_are_noticed():
 def test_schedules(schedule, expected):
     progress = jnp.array([0.0, 1 / 3 + 1e-3, 2 / 3 + 1e-3, 1.0])
     np.testing.assert_allclose(schedule(progress), expected, atol=2e-3)
-
-
-def test_a_dynamic_learning_rate_is_the_optimizers_own():
-    gradients = jnp.array([0.5, -2.0])
-    for factory in (optax.adam, NESTEROV):
-        own, ours = factory(0.3), with_learning_rate(factory)
-        own_state, our_state = own.init(gradients), ours.init(gradients)
-        for _ in range(3):
-            with jax.numpy_dtype_promotion("standard"):
-                expected, own_state = own.update(gradients, own_state)
-            found, our_state = ours.update(gradients, our_state, learning_rate=0.3)
-            np.testing.assert_allclose(found, expected, rtol=1e-6)

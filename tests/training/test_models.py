@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,26 @@ SMALL = {
     "mlp_bn": mlp(hidden=(16, 12), batch_norm=True, num_classes=5),
     "vgg": vgg(stages=((4, 6), (8,)), dense=(10,), num_classes=5),
     "resnet": resnet(depth=8, num_classes=5),
-    "mobilenet_v1": mobilenet_v1(width=0.25, num_classes=5),
+    "mobilenet_v1": mobilenet_v1(width=1 / 16, num_classes=5),
 }
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@functools.cache
+def trained(name):
+    """A model with its weights, and what a training step finds: gradients, logits, moved statistics."""
+    model = SMALL[name]
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+    def loss(params):
+        logits, updated = model.apply({**variables, "params": params}, IMAGES, train=True)
+        return -jax.nn.log_softmax(logits)[:, 1].sum(), (logits, updated)
+
+    return model, variables, *jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+
+@pytest.fixture(params=SMALL)
 def case(request):
-    model = SMALL[request.param]
-    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+    return trained(request.param)
 
 
 def count(variables):
@@ -28,7 +42,7 @@ def count(variables):
 
 
 def test_variables_are_plain_dicts_of_float32(case):
-    _, variables = case
+    _, variables, *_ = case
     assert set(variables) <= {"params", "batch_stats"}
     nodes = [variables]
     while nodes:
@@ -38,8 +52,7 @@ def test_variables_are_plain_dicts_of_float32(case):
 
 
 def test_the_training_mode_moves_the_statistics_and_the_other_does_not(case):
-    model, variables = case
-    logits, updated = jax.jit(model.apply, static_argnames="train")(variables, IMAGES, train=True)
+    model, variables, _, (logits, updated) = case
     assert logits.shape == (6, 5)
     assert set(updated) == set(variables) - {"params"}
     if updated:
@@ -50,7 +63,7 @@ def test_the_training_mode_moves_the_statistics_and_the_other_does_not(case):
 
 
 def test_outside_training_an_image_does_not_depend_on_its_batch(case):
-    model, variables = case
+    model, variables, *_ = case
     apply = jax.jit(model.apply, static_argnames="train")
     expected, _ = apply(variables, IMAGES, train=False)
     logits, _ = apply(variables, IMAGES.at[:2].set(0.0), train=False)
@@ -59,13 +72,7 @@ def test_outside_training_an_image_does_not_depend_on_its_batch(case):
 
 
 def test_every_parameter_gets_a_gradient(case):
-    model, variables = case
-
-    def loss(params):
-        logits, _ = model.apply({**variables, "params": params}, IMAGES, train=True)
-        return -jax.nn.log_softmax(logits)[:, 1].sum()
-
-    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    _, _, gradients, _ = case
     assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradients))
 
 

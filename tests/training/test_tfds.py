@@ -17,7 +17,9 @@ FOLDER = Path(os.environ.get("UPDCOMP_DATA_DIR") or Path(__file__).parents[3] / 
 
 def prepared(name):
     if not (FOLDER / name).is_dir():
-        pytest.skip(f"{name} is not prepared in {FOLDER}; set UPDCOMP_DATA_DIR to a folder that has it")
+        command = f"tfds build {name} --file_format=array_record --data_dir={FOLDER}"
+        where = "prepared datasets are looked for in $UPDCOMP_DATA_DIR, by default ../shared/tfds beside the checkout"
+        pytest.skip(f"{name} is not prepared in {FOLDER}: {where}; to get it: {command}")
     return FOLDER
 
 

@@ -1,7 +1,7 @@
 """Text that every Python installation has, as windows of characters: documentation, and source code.
 
-Both texts have their documents in the order of the SHA-256 of their names, so that any part of a text is a sample of the
-whole, and the same one in every process. Another version of Python has other documents: `digest` tells texts apart.
+The documents come in an order that the SHA-256 of their names gives: any part of a text is a sample of the whole, and
+the same one in every process. Another version of Python has other documents; `digest` tells texts apart.
 """
 
 import ast

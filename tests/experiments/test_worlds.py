@@ -1,0 +1,100 @@
+"""Worlds: every shift of images, and a task that has none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compare, images, shifts
+from experiments.settings import ComparisonConfig
+from experiments.trainings import TrainingConfig, task_of
+from experiments.worlds import Score, World
+from tests.experiments.little import lines_of, little
+from updcomp.training import data
+from updcomp.training.objectives import Objective, make_score
+
+
+@pytest.mark.parametrize("name", shifts.SHIFTS)
+def test_every_shift_makes_a_world_of_disjoint_samples(name):
+    config = little(shift=name, batch_size=25)
+    source = data.load("digits")
+    world = images.shifted(config)(0)
+    again = images.shifted(config)(0)
+    for part, other in zip(jax.tree.leaves(world.test), jax.tree.leaves(again.test), strict=True):
+        np.testing.assert_array_equal(part, other)
+    assert world.test.images.shape == source.test.images.shape
+    assert world.test.images.dtype == np.uint8
+    np.testing.assert_array_equal(world.test.labels, source.test.labels)
+    assert len(world.task.train.labels) == 100
+    if shifts.SHIFTS[name].images:
+        assert len(world.before.train.labels) == 300
+        assert np.mean(np.abs(world.test.images.astype(float) - source.test.images)) > 5
+    else:
+        assert set(np.asarray(world.before.train.labels)) == set(np.asarray(world.before.validation.labels))
+        assert set(np.asarray(world.before.train.labels)) < set(np.asarray(world.task.train.labels))
+    assert world.about == {"shift": name}
+    assert np.isfinite(world.score.of(world.init(jax.random.key(0)), world.test))
+
+
+def test_a_shift_takes_other_numbers():
+    upright, turned = (images.shifted(little(shift=f"rotation:low={a}:high={a}"))(0).test.images for a in (0, 90))
+    np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
+    two = images.shifted(little(shift="classes:share=0.2", batch_size=10))(0)
+    assert set(np.asarray(two.before.train.labels)) == {0, 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class LineConfig(TrainingConfig, ComparisonConfig):
+    """Lines."""
+
+    learning_rate: float = 0.1
+    epochs: int = 30
+    batch_size: int = 16
+
+
+def squared(variables, batch, key):
+    return jnp.mean((batch["x"] @ variables["w"] - batch["y"]) ** 2)
+
+
+def lines(config):
+    objective = Objective(squared)
+    error = make_score(objective)
+
+    def world(seed):
+        x = np.random.default_rng(seed).normal(size=(96, 4)).astype(np.float32)
+        slopes = np.array([[1, 2, 3], [0, 1, 0], [2, 0, 1], [0, 0, 1]], np.float32)
+        train, validation, test = ({"x": part, "y": part @ slopes} for part in np.split(x, 3))
+        return World(
+            dataset="lines",
+            model="linear",
+            title="Lines",
+            init=lambda key: {"w": 0.1 * jax.random.normal(key, (4, 3))},
+            before=None,
+            task=task_of(config, objective, train, validation),
+            test=test,
+            score=Score("squared_error", lambda variables, data: -error(variables, data), 2, higher_is_better=False),
+            about={"slopes": "small"},
+        )
+
+    return world
+
+
+def test_a_world_need_not_be_of_images(tmp_path, capsys):
+    config = LineConfig(settings=("low_rank:rank=1,3:bits=8",), seeds=2)
+    rows = compare.run(config, tmp_path, experiment="lines", worlds=lines)
+    assert {row.identity.dataset for row in rows} == {"lines"}
+    full, thin, thick = (
+        [r.metrics["squared_error"] for r in rows if r.identity.setting == s]
+        for s in (
+            {"bits": None},
+            {"rank": 1, "bits": 8},
+            {"rank": 3, "bits": 8},
+        )
+    )
+    assert max(full) < 1 < min(row.metrics["deployed_squared_error"] for row in rows)
+    assert np.mean(thick) < np.mean(thin)
+    assert "| squared error " in capsys.readouterr().out
+    assert (tmp_path / "squared_error_vs_bytes.png").exists()
+    assert lines_of(tmp_path)[0]["about"] == {"slopes": "small"}
