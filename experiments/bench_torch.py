@@ -8,6 +8,7 @@ import numpy as np
 
 from updcomp.training.data import Dataset
 
+torch: Any
 try:
     import torch
 except ImportError:
@@ -139,7 +140,7 @@ def _vgg() -> Any:
 def _resnet20() -> Any:
     nn = torch.nn
 
-    class Residual(nn.Module):
+    class Residual(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self, channels: int, width: int, stride: int) -> None:
             super().__init__()
             self.added = width - channels
@@ -161,7 +162,7 @@ def _resnet20() -> Any:
 def _transformer(sizes: Mapping[str, int]) -> Any:
     nn, width = torch.nn, sizes["width"]
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2))
@@ -171,12 +172,14 @@ def _transformer(sizes: Mapping[str, int]) -> Any:
         def forward(self, x: Any) -> Any:
             n, t, _ = x.shape
             normed = self.norms[0](x)
-            heads = [project(normed).view(n, t, sizes["heads"], -1).transpose(1, 2) for project in self.projections[:3]]
-            attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+            query, key, value = (
+                project(normed).view(n, t, sizes["heads"], -1).transpose(1, 2) for project in self.projections[:3]
+            )
+            attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
             x = x + self.projections[3](attended.transpose(1, 2).reshape(n, t, width))
             return x + self.down(nn.functional.gelu(self.up(self.norms[1](x)), approximate="tanh"))
 
-    class Network(nn.Module):
+    class Network(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.tokens = nn.Embedding(sizes["vocabulary"], width)

@@ -15,19 +15,20 @@ import optax
 from experiments import bench_torch
 from experiments.results import write_figures
 from updcomp import contribution, quantize
-from updcomp.methods import base
+from updcomp.methods import base, rounding
 from updcomp.partition import KERNEL, STATE
 from updcomp.training import Objective, Task, classification, models
 from updcomp.training.data import Dataset
 from updcomp.training.language_model import language_model
-from updcomp.training.loop import Frozen, Plan, as_trained, fit
+from updcomp.training.loop import fit
 from updcomp.training.optimizers import masked
+from updcomp.training.plans import Frozen, Plan, as_trained
 from updcomp.training.transformer import transformer
 
 Step = Callable[[], None]
 Name = tuple[str, str, str]  # library, model, what is done beside plain training
 
-TRANSFORMER = {"vocabulary": 97, "width": 128, "depth": 2, "heads": 4, "length": 64}
+TRANSFORMER: dict[str, Any] = {"vocabulary": 97, "width": 128, "depth": 2, "heads": 4, "length": 64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _ours(config: Config, objective: Objective, variables: Any, data: Any, *, al
     kernels = model.of_role(KERNEL)
     chosen = {name: jax.random.bernoulli(jax.random.key(1), 0.01, leaf.shape) for name, leaf in kernels.items()}
     masks = {name: chosen.get(name, jnp.array(True)) for name in model.trained()}
-    rounding = {name: base.Rounding(quantize.grid(4), mask) for name, mask in chosen.items()}
+    roundings = {name: rounding.Rounding(quantize.grid(4), mask) for name, mask in chosen.items()}
 
     def step(name: str, fixed: Any = None, masks: Any = None, rebuild: Any = as_trained, **options: Any) -> Step:
         plan: Plan = base.plan_of(name, model.partition, dict.fromkeys(kernels, rebuild), **options)
@@ -157,5 +158,5 @@ def _ours(config: Config, objective: Objective, variables: Any, data: Any, *, al
     return plain | {
         "recording": step("recording", wrap=contribution.record),
         "masked": step("masked", masks=masks, wrap=masked),
-        "masked, 4 bits": step("rounded", rounding, masks, base.rounded, wrap=masked),
+        "masked, 4 bits": step("rounded", roundings, masks, rounding.rounded, wrap=masked),
     }

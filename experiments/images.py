@@ -94,7 +94,7 @@ def load(config: ImageConfig) -> Images:
 def _judged(name: str, num_classes: int, augment: str) -> tuple[models.Model, Objective, Score]:
     """Once for the same arguments, so that a second experiment in a process compiles nothing anew."""
     model = models.by_name(name, num_classes=num_classes)
-    objective = classification(model.apply, augment=AUGMENTATIONS[augment])  # type: ignore[arg-type]
+    objective = classification(model.apply, augment=AUGMENTATIONS[augment])
     return model, objective, Score("accuracy", make_score(objective))
 
 

@@ -94,7 +94,7 @@ def documented(config: TextConfig) -> Worlds:
       seed -> `World`; each seed has other documents and files.
     """
     model = _model(config)
-    objective = language_model(model.apply)  # type: ignore[arg-type]
+    objective = language_model(model.apply)
 
     def world(seed: int) -> World:
         known, new = config.pretrain_characters, config.characters

@@ -101,7 +101,7 @@ def to_block(
 
     >>> block = to_block(jnp.array([[[0.5, -1.0], [0.0, 1.0]]]), bits=2)
     >>> block.values.tolist(), block.rank, block.step
-    ([[0, -1], [0, 1]], 2, 0.91796875)
+    ([[1, -1], [0, 1]], 2, 0.91796875)
     """
     found, step = _rounded(coefficients, quantize.grid(bits), None if counts is None else counts[None])
     rows, columns = coefficients.shape[1:] if counts is None else (counts[:, 0].sum(), counts[0].sum())

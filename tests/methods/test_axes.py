@@ -42,7 +42,10 @@ def stacked():
     _, task = regression()
     keys = jax.random.split(KEY, 2)
     deployed = {
-        "layers": {"kernel": jax.random.normal(keys[0], (LAYERS, WIDTH, WIDTH)) / 3, "bias": jnp.zeros((LAYERS, WIDTH))},
+        "layers": {
+            "kernel": jax.random.normal(keys[0], (LAYERS, WIDTH, WIDTH)) / 3,
+            "bias": jnp.zeros((LAYERS, WIDTH)),
+        },
         "heads": jax.random.normal(keys[1], (WIDTH, 4, 2)) / 4,
     }
     return deployed, task._replace(objective=Objective(stacked_loss), axes=AXES)
@@ -107,7 +110,9 @@ def test_scanned_layers_train_as_separate_ones_do():
 
 def test_the_first_pattern_counts_and_by_path_keeps_the_axes():
     deployed, task = stacked()
-    task = task._replace(axes={"heads": "in in out", **{key: AXES[key] for key in ("layers/kernel", "layers/bias")}, ".*": "in out out"})
+    task = task._replace(
+        axes={"heads": "in in out", **{key: AXES[key] for key in ("layers/kernel", "layers/bias")}, ".*": "in out out"}
+    )
     with pytest.raises(updcomp.Error, match="leaf 'layers/bias': expected 2 words"):
         low_rank(rank=1)(KEY, deployed, task._replace(axes={".*": "stack in out"}))
     blocks = by_path({"heads": low_rank(rank=2)})(KEY, deployed, task).blocks

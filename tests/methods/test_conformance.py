@@ -94,9 +94,7 @@ def test_the_device_gets_what_the_server_computes(name, options, tmp_path):
     held, update = tmp_path / "model.safetensors", tmp_path / "update"
     made = make(name, options)
     device = protocol.device_process if name == "by_path" else on_the_device
-    done = protocol.deliver(
-        made, protocol.save(deployed, held), update, tmp_path / "new.safetensors", device=device
-    )
+    done = protocol.deliver(made, protocol.save(deployed, held), update, tmp_path / "new.safetensors", device=device)
     assert done.update_bytes == update.stat().st_size == len(updcomp.encode(made, deployed))
     server = apply.apply(made, trees.to_model(deployed))
     found = trees.to_model(done.variables)

@@ -98,7 +98,9 @@ def test_a_leaf_that_stays_is_not_seen_by_the_optimizer():
 
         return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
 
-    by_path({"first/kernel": low_rank(rank=2), "second/.*": full()})(KEY, deployed, task._replace(optimizer=watching, epochs=1))
+    by_path({"first/kernel": low_rank(rank=2), "second/.*": full()})(
+        KEY, deployed, task._replace(optimizer=watching, epochs=1)
+    )
     assert seen
     for tree in seen:
         assert isinstance(tree["first"]["bias"], optax.MaskedNode)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import updcomp
-from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
+from tests.methods.worlds import KEY, assert_helps, digits, regression
 from updcomp import trees
 from updcomp.methods import METHODS, by_path, full, low_rank, magnitude_mask, partial, random_mask, subspace
 from updcomp.training import Objective, loop

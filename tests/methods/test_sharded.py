@@ -54,7 +54,9 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
         def called(state, *, frozen, **rest):
             state = run(state, frozen=frozen, **rest)
             parts = {leaf: jax.tree.leaves(state.trainable[leaf])[0] for leaf in SPLIT}
-            seen.append((frozen.deployed, {leaf: part.sharding.shard_shape(part.shape) for leaf, part in parts.items()}))
+            seen.append(
+                (frozen.deployed, {leaf: part.sharding.shard_shape(part.shape) for leaf, part in parts.items()})
+            )
             return state
 
         return called
@@ -82,7 +84,9 @@ def test_an_update_of_a_split_model_is_that_of_the_whole_one():
     assert update == updcomp.encode(updcomp.diff(deployed, new), deployed)
 
 
-@pytest.mark.parametrize("method", [full(bits=8), partial(ratio=0.1), low_rank(rank=2)], ids=["full", "partial", "low_rank"])
+@pytest.mark.parametrize(
+    "method", [full(bits=8), partial(ratio=0.1), low_rank(rank=2)], ids=["full", "partial", "low_rank"]
+)
 def test_batches_split_over_a_mesh_take_models_and_data_from_one_device(method):
     deployed, task = digits()
     expected = applied(method(KEY, deployed, task), deployed)

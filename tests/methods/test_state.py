@@ -68,7 +68,9 @@ def statistics(tree):
     return {name: leaf for name, leaf in trees.named_leaves(tree).items() if "mean" in name or "var" in name}
 
 
-@pytest.mark.parametrize("method", [full(bits=8), partial(ratio=0.4), low_rank(rank=2)], ids=["full", "partial", "low_rank"])
+@pytest.mark.parametrize(
+    "method", [full(bits=8), partial(ratio=0.4), low_rank(rank=2)], ids=["full", "partial", "low_rank"]
+)
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_statistics_travel_with_the_aux_leaves(kind, method):
     deployed, task = world(kind)
@@ -107,7 +109,9 @@ def test_statistics_are_those_of_the_batches_in_order():
     deployed, task = world("linen")
     rows = jax.tree.map(lambda leaf: leaf[:20], task.train)
     one_batch = task._replace(train=rows, validation=rows, learning_rate=0.0, epochs=1, batch_size=20)
-    score = Objective(linen_loss, lambda variables, batch: jnp.sum(variables["batch_stats"]["BatchNorm_0"]["mean"] ** 2))
+    score = Objective(
+        linen_loss, lambda variables, batch: jnp.sum(variables["batch_stats"]["BatchNorm_0"]["mean"] ** 2)
+    )
     made = full(aux=16)(KEY, deployed, one_batch._replace(objective=score))
     _, expected = LinenNet().apply(deployed, rows["features"]["x"], train=True, mutable=["batch_stats"])
     for name, leaf in statistics(applied(made, deployed)).items():

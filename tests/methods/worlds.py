@@ -74,7 +74,9 @@ def _token_losses(variables, batch):
 
 def _token_loss(variables, batch, key):
     losses, count = _token_losses(variables, batch)
-    return jnp.sum(losses) / count, Extra(metrics={"tokens": count, "largest": jnp.max(batch["tokens"]).astype(jnp.float32)})
+    return jnp.sum(losses) / count, Extra(
+        metrics={"tokens": count, "largest": jnp.max(batch["tokens"]).astype(jnp.float32)}
+    )
 
 
 def _token_score(variables, batch):
@@ -93,10 +95,12 @@ def tokens() -> tuple[dict, Task]:
 
     def samples(count):
         lengths = generator.integers(1, LENGTH + 1, (count, 1))
-        return jax.device_put({
-            "tokens": generator.integers(0, VOCABULARY, (count, LENGTH)).astype(np.uint8),
-            "mask": (np.arange(LENGTH)[None] < lengths).astype(np.float32),
-        })
+        return jax.device_put(
+            {
+                "tokens": generator.integers(0, VOCABULARY, (count, LENGTH)).astype(np.uint8),
+                "mask": (np.arange(LENGTH)[None] < lengths).astype(np.float32),
+            }
+        )
 
     deployed = {
         "embedding": jax.random.normal(keys[0], (VOCABULARY, 8)),
@@ -139,5 +143,3 @@ def assert_same(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert np.asarray(first).tobytes() == np.asarray(second).tobytes()
-
-

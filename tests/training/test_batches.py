@@ -103,7 +103,9 @@ def test_looking_at_the_next_batch_takes_nothing():
 def test_an_iterator_has_to_last():
     stream = Stream(iter(numbered(3)), steps=2)
     assert seen(stream, 2) == [0, 1]
-    with pytest.raises(Error, match="expected 2 more batches for an epoch, but the iterable has ended; give an iterable"):
+    with pytest.raises(
+        Error, match="expected 2 more batches for an epoch, but the iterable has ended; give an iterable"
+    ):
         stream.take(2)
     with pytest.raises(Error, match="the iterable has ended"):
         _ = Stream([], steps=1).example
@@ -119,16 +121,24 @@ def test_an_iterator_lasts_for_all_epochs_of_all_trainings_of_a_method():
 def test_batches_of_other_shapes_are_refused_by_name():
     last = {"x": np.zeros(1, int)}
     stream = Stream([*numbered(1), last], steps=2)
-    with pytest.raises(Error, match=r"like the first, {'x': 'int64 \(2,\)'}, found {'x': 'int64 \(1,\)'}; drop the last"):
+    with pytest.raises(
+        Error, match=r"like the first, {'x': 'int64 \(2,\)'}, found {'x': 'int64 \(1,\)'}; drop the last"
+    ):
         stream.take(2)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda task: task._replace(train=Stream([host(task.train)], steps=1), samples=np.arange(3)), "samples: expected"),
+        (
+            lambda task: task._replace(train=Stream([host(task.train)], steps=1), samples=np.arange(3)),
+            "samples: expected",
+        ),
         (lambda task: task._replace(train=Stream([host(task.train)], steps=0)), "steps: expected at least 1"),
-        (lambda task: task._replace(samples=np.arange(7)), "batch_size: .* training samples, 7, found 20; use a smaller"),
+        (
+            lambda task: task._replace(samples=np.arange(7)),
+            "batch_size: .* training samples, 7, found 20; use a smaller",
+        ),
         (lambda task: task._replace(batch_size=121), "batch_size: .* training samples, 120, found 121"),
     ],
 )

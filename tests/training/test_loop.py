@@ -18,8 +18,9 @@ from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.classification import cross_entropy
 from updcomp.training.compilation import measured
-from updcomp.training.loop import Frozen, as_trained, fit
+from updcomp.training.loop import fit
 from updcomp.training.optimizers import constant, cosine, every_third, masked
+from updcomp.training.plans import Frozen, as_trained
 from updcomp.wire.errors import NonFiniteError
 
 KEY = jax.random.key(0)
@@ -91,7 +92,9 @@ def test_the_loop_takes_the_steps_of_a_plain_optax_loop():
 
 
 def accuracy(trainable, task):
-    first, last = ({part: np.asarray(trainable[f"params/Dense_{i}/{part}"]) for part in ("kernel", "bias")} for i in (0, 1))
+    first, last = (
+        {part: np.asarray(trainable[f"params/Dense_{i}/{part}"]) for part in ("kernel", "bias")} for i in (0, 1)
+    )
     images = np.asarray(task.validation.images).reshape(len(task.validation.labels), -1) / np.float32(255)
     logits = np.maximum(images @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"]
     return np.mean(logits.argmax(1) == np.asarray(task.validation.labels))

@@ -62,7 +62,9 @@ def pairs(n):
 def test_without_a_score_it_is_minus_the_loss_of_all_rows(n, batch_size):
     data = pairs(n)
     expected = -np.mean((np.float64(data["x"]) * 1.5 - data["y"]) ** 2)
-    assert make_score(Objective(squared), batch_size=batch_size)(jnp.float32(1.5), data) == pytest.approx(expected, 1e-5)
+    assert make_score(Objective(squared), batch_size=batch_size)(jnp.float32(1.5), data) == pytest.approx(
+        expected, 1e-5
+    )
     inside = objectives.mean_score(Objective(squared), jnp.float32(1.5), jax.device_put(data), batch_size=batch_size)
     assert float(inside) == pytest.approx(expected, 1e-5)
 

@@ -49,7 +49,9 @@ def test_validation_data_without_rows_are_refused():
 def test_leaves_of_different_length_are_refused_by_name(field):
     deployed, task = regression()
     broken = {**getattr(task, field), "target": getattr(task, field)["target"][1:]}
-    with pytest.raises(updcomp.Error, match="data leaf 'target': expected a leading axis as long as that of 'features/x'"):
+    with pytest.raises(
+        updcomp.Error, match="data leaf 'target': expected a leading axis as long as that of 'features/x'"
+    ):
         full()(KEY, deployed, task._replace(**{field: broken}))
 
 
@@ -73,7 +75,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_method():
 def test_a_score_that_is_nan_stops_training():
     deployed, task = regression()
     objective = Objective(REGRESSION.loss, lambda variables, batch: jnp.float32(math.nan))
-    with pytest.raises(updcomp.wire.errors.NonFiniteError, match="full: the score on the validation data is NaN after 6"):
+    with pytest.raises(
+        updcomp.wire.errors.NonFiniteError, match="full: the score on the validation data is NaN after 6"
+    ):
         full()(KEY, deployed, task._replace(objective=objective))
 
 
@@ -113,7 +117,9 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps():
 
 def test_a_callback_changes_nothing():
     deployed, task = regression()
-    told, silent = (partial(ratio=0.3)(KEY, deployed, task._replace(callback=callback)) for callback in (print_nothing, None))
+    told, silent = (
+        partial(ratio=0.3)(KEY, deployed, task._replace(callback=callback)) for callback in (print_nothing, None)
+    )
     assert updcomp.encode(told, deployed) == updcomp.encode(silent, deployed)
 
 

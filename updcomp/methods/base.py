@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp import partition, quantize, trees
+from updcomp.methods import rounding
 from updcomp.partition import AUX, KERNEL, STATE, Leaf, Partition
 from updcomp.training import batches, devices, loop, objectives, optimizers, tasks
-from updcomp.training.loop import Fitted, Frozen, Named, Plan, Rebuild, as_trained
+from updcomp.training.loop import Fitted
+from updcomp.training.plans import Frozen, Named, Plan, Rebuild, as_trained, unwrapped
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
-from updcomp.wire.packet import Block, Dense, Exact, Half, Packet, Raw
+from updcomp.wire.packet import Block, Packet
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task.
@@ -26,7 +28,6 @@ Start = Callable[[jax.Array], PyTree]
 """key -> the model that training starts from where it is not the deployed one."""
 
 AUX_BITS = (None, 4, 8, 16)
-RAW = 32  # bits of aux leaves that travel as they are
 
 _SEEDS = 2**14  # a seed of two bytes on the wire
 
@@ -201,7 +202,7 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
     fitted = loop.fit(
         key,
         task,
-        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else loop.unwrapped),
+        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else unwrapped),
         {leaf: start.trainable for leaf, start in starts.items()} | aux,
         Frozen(model.variables, {leaf: start.fixed for leaf, start in starts.items()}),
         moved=begin.of_role(STATE),
@@ -218,6 +219,25 @@ def started(initial: Start, key: jax.Array, task: Task, model: Model, names: Ite
     """The model, with these leaves as `initial` gives them for a key that no training of the method uses."""
     other = model_of(initial(jax.random.fold_in(key, 0)), task).leaves
     return model._replace(leaves={**model.leaves, **{name: other[name] for name in names}})
+
+
+def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> dict[str, Block]:
+    """The blocks of all aux leaves that gradients trained and all leaves that the loss moved.
+
+    Args:
+      model: the deployed one, its leaves chosen.
+      fitted: of its training.
+      bits: of each leaf's delta, by name; see `rounding.aux_block`.
+
+    Returns:
+      Leaf name -> block.
+    """
+    held = trees.named_leaves(model.variables)
+    new = {name: fitted.trainable[name] for name in model.of_role(AUX)} | fitted.moved
+    return {
+        name: rounding.aux_block(np.asarray(held[name]), np.asarray(leaf), bits[name] or rounding.RAW)
+        for name, leaf in new.items()
+    }
 
 
 def plan_of(name: str, parts: Partition, rebuilds: Mapping[str, Rebuild], **options: Any) -> Plan:
@@ -237,87 +257,3 @@ def plan_of(name: str, parts: Partition, rebuilds: Mapping[str, Rebuild], **opti
         **rebuilds,
     }
     return Plan(name, parts, tuple((name, all_rebuilds[name]) for name in sorted(all_rebuilds)), **options)
-
-
-class Rounding(NamedTuple):
-    """The fixed part of kernels that train as weights whose change is rounded."""
-
-    grid: quantize.Grid
-    mask: jax.Array | None = None  # booleans like the kernel: the weights that set the step; None: all
-
-
-def rounded(trained: jax.Array, fixed: Rounding, old: jax.Array, leaf: Leaf) -> jax.Array:
-    """The `Rebuild` of weights whose change from the deployed ones is rounded straight-through."""
-    change = trained - old
-    step = quantize.dynamic_step(change, fixed.grid, where=fixed.mask)
-    return old + quantize.straight_through(change, step, fixed.grid)
-
-
-@jax.jit
-def _levels(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[jax.Array, jax.Array]:
-    change = new - old
-    step = quantize.dynamic_step(change, fixed.grid, where=fixed.mask)
-    return quantize.levels(change, step, fixed.grid), step
-
-
-def integers(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[np.ndarray, float]:
-    """The integers and the step that `rounded` trained for a kernel.
-
-    Args:
-      old: the deployed kernel, float32.
-      new: the trained weights, float32.
-      fixed: as in training.
-
-    Returns:
-      int32 of the kernel's shape, or (n,) in C order where a mask chooses n of them; and the step.
-    """
-    found, step = _levels(old, new, fixed)
-    values = np.asarray(found).astype(np.int32)
-    return values if fixed.mask is None else values[np.asarray(fixed.mask)], float(step)
-
-
-def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> dict[str, Block]:
-    """The blocks of all aux leaves that gradients trained and all leaves that the loss moved.
-
-    Args:
-      model: the deployed one, its leaves chosen.
-      fitted: of its training.
-      bits: of each leaf's delta, by name; see `aux_block`.
-
-    Returns:
-      Leaf name -> block.
-    """
-    held = trees.named_leaves(model.variables)
-    new = {name: fitted.trainable[name] for name in model.of_role(AUX)} | fitted.moved
-    return {name: aux_block(np.asarray(held[name]), np.asarray(leaf), bits[name] or RAW) for name, leaf in new.items()}
-
-
-def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
-    """The block of one aux leaf's change; a leaf that is positive, as a variance is, stays positive.
-
-    Args:
-      old: the deployed leaf.
-      new: the trained one.
-      bits: 4 and 8 are integers with a least-squares step, 16 is a float16 delta, `RAW` the leaf as it is.
-
-    Returns:
-      `Dense`, `Half` or `Raw`; also `Raw` where rounding would lose the sign or overflow, and `Exact` for integers.
-    """
-    if not jnp.issubdtype(old.dtype, jnp.floating):
-        return Exact(new.astype(old.dtype))
-    if bits == RAW:
-        return Raw(new.astype(old.dtype))
-    change = new.astype(np.float32) - old.astype(np.float32)
-    block: Block
-    if bits == 16:
-        with np.errstate(over="ignore"):
-            block = Half(change.astype(np.float16))
-        increments = block.delta.astype(np.float32)
-    else:
-        block = Dense(*quantize.to_integers(change, bits))
-        increments = (block.values * block.step).astype(np.float32)
-    result = old.astype(np.float32) + increments
-    positive = bool(np.all(old > 0) and np.all(new > 0))
-    if np.all(np.isfinite(result)) and not (positive and np.any(result <= 0)):
-        return block
-    return Raw(new.astype(old.dtype))

@@ -14,12 +14,14 @@ import numpy as np
 import optax
 
 from updcomp import contribution, delta, quantize, selection
-from updcomp.methods import base
-from updcomp.methods.base import Model, Rounding
+from updcomp.methods import base, rounding
+from updcomp.methods.base import Model
+from updcomp.methods.rounding import Rounding
 from updcomp.partition import AUX, KERNEL, STATE
 from updcomp.training import loop
-from updcomp.training.loop import Fitted, Frozen, Named, Plan, as_trained
+from updcomp.training.loop import Fitted
 from updcomp.training.optimizers import masked
+from updcomp.training.plans import Frozen, Named, Plan, Rebuild, as_trained
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
@@ -122,27 +124,27 @@ class Partial:
             fitted = _train(
                 sparse_key,
                 task if task.checkpoints is None else task._replace(checkpoints=task.checkpoints / f"{number}"),
-                _plan("partial-sparse", model, masked, base.rounded)
+                _plan("partial-sparse", model, masked, rounding.rounded)
                 if last
                 else _plan("partial-narrow", model, _narrow),
                 model,
                 begin._replace(leaves={**begin.leaves, **fitted.last, **fitted.last_moved, **rewound}),
                 self.sparse_rate,
                 mask=mask,
-                rounding={name: Rounding(quantize.grid(self.bits), mask[name]) for name in old} if last else {},
+                roundings={name: Rounding(quantize.grid(self.bits), mask[name]) for name in old} if last else {},
                 optimizer_state=_moments(fitted.optimizer, recorded=not last) if self.keep_moments else None,
             )
         blocks = {
             name: Sparse(
                 np.flatnonzero(mask[name]),
-                *base.integers(old[name], fitted.trainable[name], Rounding(quantize.grid(self.bits), mask[name])),
+                *rounding.integers(old[name], fitted.trainable[name], Rounding(quantize.grid(self.bits), mask[name])),
             )
             for name in old
         }
         return Packet({**base.aux_blocks(model, fitted, bits), **blocks})
 
 
-def _plan(name: str, model: Model, wrap: Any, rebuild: loop.Rebuild = as_trained) -> Plan:
+def _plan(name: str, model: Model, wrap: Any, rebuild: Rebuild = as_trained) -> Plan:
     kernels = [leaf.name for leaf in model.partition.of_role(KERNEL)]
     return base.plan_of(name, model.partition, dict.fromkeys(kernels, rebuild), wrap=wrap)
 
@@ -161,7 +163,7 @@ def _train(
     rate: float,
     *,
     mask: Named | None = None,
-    rounding: Named | None = None,
+    roundings: Named | None = None,
     optimizer_state: Any = None,
 ) -> Fitted:
     """Trains the chosen leaves from where `begin` has them; kernels move where the mask is True, aux leaves freely."""
@@ -171,7 +173,7 @@ def _train(
         task,
         plan,
         trainable,
-        Frozen(model.variables, rounding or {}),
+        Frozen(model.variables, roundings or {}),
         moved={name: begin.leaves[name] for name in model.of_role(STATE)},
         rates=dict.fromkeys(trainable, rate),
         masks=None if mask is None else {**mask, **dict.fromkeys(model.of_role(AUX), True)},

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp import quantize, selection
-from updcomp.methods import base
-from updcomp.methods.base import Parametrised, Rounding, Site
+from updcomp.methods import base, rounding
+from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.rounding import Rounding
 from updcomp.wire import dtypes, positions
 from updcomp.wire.packet import Magnitude, Seeded
 
@@ -61,7 +62,7 @@ class FixedMask:
     positions: Callable[[np.ndarray, Site, int], np.ndarray]  # (held leaf, its site, count) -> ascending positions
     kind: type[Seeded] | type[Magnitude]
     seeded: bool
-    rebuild = staticmethod(base.rounded)
+    rebuild = staticmethod(rounding.rounded)
 
     def start(self, site: Site) -> Parametrised:
         """The weights, of which the mask moves its part."""
@@ -73,7 +74,7 @@ class FixedMask:
 
     def block(self, trained: Any, start: Parametrised, site: Site) -> Seeded | Magnitude:
         """The integers at the mask's positions."""
-        return self.kind(*base.integers(site.old, trained, start.fixed))
+        return self.kind(*rounding.integers(site.old, trained, start.fixed))
 
 
 def _fixed_mask(name: str, form: FixedMask, aux: int | None, rate: float) -> base.Trained:

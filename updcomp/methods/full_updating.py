@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from updcomp import quantize
-from updcomp.methods import base
-from updcomp.methods.base import Parametrised, Rounding, Site
-from updcomp.training.loop import as_trained
+from updcomp.methods import base, rounding
+from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.rounding import Rounding
+from updcomp.training.plans import as_trained
 from updcomp.wire.packet import Dense, Raw
 
 
@@ -31,7 +32,7 @@ def full(
     """
     base.check_options(bits=16 if bits is None else bits, aux=aux, rate=rate)
     if bits is None:
-        return base.Trained("full", Weights(), aux and base.RAW, rate, start)
+        return base.Trained("full", Weights(), aux and rounding.RAW, rate, start)
     return base.Trained("full", RoundedWeights(bits), aux, rate, start)
 
 
@@ -57,7 +58,7 @@ class RoundedWeights:
 
     bits: int
     seeded = False
-    rebuild = staticmethod(base.rounded)
+    rebuild = staticmethod(rounding.rounded)
 
     def start(self, site: Site) -> Parametrised:
         """The weights themselves."""
@@ -65,4 +66,4 @@ class RoundedWeights:
 
     def block(self, trained: Any, start: Parametrised, site: Site) -> Dense:
         """The integers of all changes."""
-        return Dense(*base.integers(site.old, trained, start.fixed), site.leaf.view)
+        return Dense(*rounding.integers(site.old, trained, start.fixed), site.leaf.view)

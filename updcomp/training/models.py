@@ -39,6 +39,9 @@ class Apply(Protocol):
     def __call__(self, variables: Variables, images: jax.Array, *, train: bool) -> tuple[jax.Array, Variables]:
         """(logits, the collections that the batch changed)."""
 
+    def __hash__(self) -> int:
+        """Objectives, and with them compiled functions, are kept by it."""
+
 
 class Model(NamedTuple):
     """A model without its weights."""

@@ -47,6 +47,9 @@ class Apply(Protocol):
     ) -> jax.Array:
         """The logits."""
 
+    def __hash__(self) -> int:
+        """Objectives, and with them compiled functions, are kept by it."""
+
 
 class Transformer(NamedTuple):
     """A transformer without its weights."""
