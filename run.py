@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import interrupts
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the experiment that the flags name.
@@ -52,4 +54,5 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    interrupts.install()
     sys.exit(main(sys.argv[1:]))

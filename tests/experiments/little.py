@@ -6,7 +6,7 @@ from experiments import quickstart, rounds
 
 QUICKSTART = {
     "model": "tiny",
-    "pretrain_samples": 300,
+    "pretrain_samples": 100,  # as many as below: the same shapes compile once
     "samples": 100,
     "validation_samples": 50,
     "pretrain_epochs": 10,
@@ -34,7 +34,7 @@ class Killed(Exception):
 
 
 def little(**options):
-    return quickstart.Config(**{**QUICKSTART, "settings": ("subspace:rank=4,8",), **options})
+    return quickstart.Config(**{**QUICKSTART, "settings": ("subspace:rank=2,4",), **options})
 
 
 def little_rounds(**options):

@@ -32,8 +32,8 @@ def test_a_run_leaves_rows_tables_reports_and_update_files(finished):
     workdir, rows = finished
     assert [(row.identity.method, row.identity.setting) for row in rows] == [
         ("full", {"bits": None}),
+        ("subspace", {"rank": 2}),
         ("subspace", {"rank": 4}),
-        ("subspace", {"rank": 8}),
     ]
     sizes = {path.name: path.stat().st_size for path in (workdir / "updates").iterdir()}
     assert sizes == {f"{runs.file_name(row.identity)}.upd": row.metrics["update_bytes"] for row in rows}
@@ -50,7 +50,7 @@ def test_a_run_leaves_rows_tables_reports_and_update_files(finished):
     assert [line["method"] for line in csv.DictReader((workdir / "results.csv").read_text().splitlines())] == [
         row.identity.method for row in rows
     ]
-    assert "| subspace | rank=4 " in (workdir / "report.md").read_text()
+    assert "| subspace | rank=2 " in (workdir / "report.md").read_text()
 
 
 def test_a_row_has_the_columns_that_are_documented(finished):
@@ -111,10 +111,10 @@ def test_a_killed_experiment_continues_and_ends_with_the_same_rows(finished, tmp
 
 def test_the_command_of_the_report_makes_its_table_again_after_several_starts(finished, tmp_path, capsys):
     workdir, own = tmp_path / "first folder", tmp_path / "mine.py"
-    own.write_text("from updcomp.methods import low_rank\nMETHODS = {'thin': lambda: low_rank(rank=1)}\n")
+    own.write_text("from updcomp.methods import subspace\nMETHODS = {'thin': lambda: subspace(rank=1)}\n")
     quickstart.run(little(), workdir)
     quickstart.run(little(settings=(), settings_file=str(own)), workdir)
-    rows = quickstart.run(little(settings=("subspace:rank=4:aux=4",), seeds=2), workdir)
+    rows = quickstart.run(little(settings=("subspace:rank=4:bits=4",), seeds=2), workdir)
     (line,) = [
         line for line in (workdir / "report.md").read_text().splitlines() if line.startswith("    python run.py")
     ]
@@ -147,22 +147,22 @@ def test_what_another_process_does_comes_last(tmp_path):
 def test_processes_share_the_cells_of_a_comparison(finished, tmp_path, monkeypatch):
     """Another process has the first cell after the reference, and ends it once this one has done the last."""
     rows = {row.identity.setting.get("rank"): row for row in finished[1]}
-    busy = runs.alone(tmp_path / "device" / f"{runs.file_name(rows[4].identity)}.lock", wait=False)
+    busy = runs.alone(tmp_path / "device" / f"{runs.file_name(rows[2].identity)}.lock", wait=False)
     results = Results(tmp_path, "quickstart", little())
     results.claim()
     append = Results.append
 
     def appended(self, row):
         append(self, row)
-        if row.identity.setting == {"rank": 8}:
-            append(self, rows[4])
+        if row.identity.setting == {"rank": 4}:
+            append(self, rows[2])
             busy.__exit__(None, None, None)
 
     monkeypatch.setattr(Results, "append", appended)
     assert busy.__enter__()
     found = quickstart.run(little(), tmp_path)
-    assert [row.identity.setting.get("rank") for row in found] == [None, 8, 4]
-    assert found[2] == rows[4]
+    assert [row.identity.setting.get("rank") for row in found] == [None, 4, 2]
+    assert found[2] == rows[2]
 
 
 def worse(key, deployed, task):

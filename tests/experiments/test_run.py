@@ -1,5 +1,6 @@
 """The entry point: whole in a process of its own and interrupted there, and all that flags can get wrong."""
 
+import gc
 import os
 import re
 import shlex
@@ -12,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import run as entry
-from experiments import quickstart
+from experiments import interrupts, quickstart
 from experiments.results import read
 from tests.experiments.little import QUICKSTART, ROUNDS, flags, lines_of, without_times
 
 ROOT = Path(__file__).parents[2]
-LITTLE = {**QUICKSTART, "model": "mlp", "settings": "subspace:rank=4,8"}
+LITTLE = {**QUICKSTART, "model": "mlp", "settings": "subspace:rank=2,4"}
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on_and_nothing_is_half_written(tmp_path, capsys):
@@ -40,7 +41,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on_and_nothing_is_half_written(t
     assert entry.main(again) == 0
     assert read(tmp_path / "a folder" / "results.jsonl")[: len(rows)] == rows
     out = capsys.readouterr().out
-    assert re.search(r"\| subspace +\| rank=8 ", out)
+    assert re.search(r"\| subspace +\| rank=4 ", out)
     assert re.search(r"bytes instead of .* keep .* % of the full update's gain|No smaller update|gains nothing", out)
 
 
@@ -51,6 +52,45 @@ def test_ctrl_c_before_anything_is_loaded_is_one_line_as_well(monkeypatch, capsy
     monkeypatch.setattr(entry, "_run", interrupted)
     assert entry.main(["--workdir=a b"]) == 130
     assert capsys.readouterr().err.endswith("goes on where it was: python run.py '--workdir=a b'\n")
+
+
+class Dying:
+    """Garbage that only the collector finds, and that Ctrl-C meets in its finalizer."""
+
+    def __init__(self, done):
+        self.itself, self.done = self, done
+
+    def __del__(self):
+        self.done.append("finalizer")
+        signal.raise_signal(signal.SIGINT)
+
+
+def collect():
+    gc.collect()
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("where", ["finalizer", "start", "stop"])
+def test_an_interrupt_within_the_garbage_collector_is_not_lost(where):
+    before, callbacks, done = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGALRM)}, gc.callbacks[:], []
+
+    def collecting(phase, info):
+        if phase == where and not done:
+            done.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    if where == "finalizer":
+        Dying(done)
+    try:
+        interrupts.install()
+        gc.callbacks.append(collecting)
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+    finally:
+        gc.callbacks[:] = callbacks
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done == [where]
 
 
 def failed(arguments, capsys):

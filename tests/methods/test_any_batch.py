@@ -40,7 +40,7 @@ def test_a_model_of_tokens_with_padding_is_updated(method):
 
 
 def test_the_score_is_a_mean_over_tokens_and_padding_counts_nothing():
-    """Against NumPy in float64, where rows have other numbers of tokens; 37 rows in batches of 8 leave a smaller one."""
+    """Against NumPy in float64; rows differ in their number of tokens, and 37 rows in batches of 8 leave 5."""
     deployed, task = tokens()
     epochs = []
     task = task._replace(learning_rate=0.0, epochs=1, eval_batch_size=8, callback=epochs.append)

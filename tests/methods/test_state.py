@@ -56,10 +56,7 @@ def nnx_loss(state, batch, key, *, train):
 @functools.cache
 def world(kind):
     _, task = regression()
-    if kind == "nnx":
-        deployed = NNX_STATE
-    else:
-        deployed = LinenNet().init(KEY, jnp.zeros((1, 6)), train=False)
+    deployed = NNX_STATE if kind == "nnx" else LinenNet().init(KEY, jnp.zeros((1, 6)), train=False)
     objective = Objective({"nnx": nnx_loss, "linen": linen_loss}[kind])
     return deployed, task._replace(objective=objective, learning_rate=1e-2)
 

@@ -10,6 +10,7 @@ from updcomp.training.models import MODELS, by_name, mlp, mobilenet_v1, resnet, 
 from updcomp.wire.errors import Error
 
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 8, 8, 3))
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiles in half the time
 SMALL = {
     "mlp": mlp(hidden=(16, 12), num_classes=5),
     "mlp_bn": mlp(hidden=(16, 12), batch_norm=True, num_classes=5),
@@ -23,13 +24,13 @@ SMALL = {
 def trained(name):
     """A model with its weights, and what a training step finds: gradients, logits, moved statistics."""
     model = SMALL[name]
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init, compiler_options=UNOPTIMISED)(jax.random.key(0), IMAGES)
 
     def loss(params):
         logits, updated = model.apply({**variables, "params": params}, IMAGES, train=True)
         return -jax.nn.log_softmax(logits)[:, 1].sum(), (logits, updated)
 
-    return model, variables, *jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    return model, variables, *jax.jit(jax.grad(loss, has_aux=True), compiler_options=UNOPTIMISED)(variables["params"])
 
 
 @pytest.fixture(params=SMALL)
@@ -64,7 +65,7 @@ def test_the_training_mode_moves_the_statistics_and_the_other_does_not(case):
 
 def test_outside_training_an_image_does_not_depend_on_its_batch(case):
     model, variables, *_ = case
-    apply = jax.jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply, static_argnames="train", compiler_options=UNOPTIMISED)
     expected, _ = apply(variables, IMAGES, train=False)
     logits, _ = apply(variables, IMAGES.at[:2].set(0.0), train=False)
     np.testing.assert_allclose(logits[2:], expected[2:], rtol=1e-5, atol=1e-5)

@@ -20,8 +20,8 @@ from updcomp.training.classification import cross_entropy
     [
         (
             {"optimizer": optax.adam(1e-3)},
-            r"optimizer: expected a function of the learning rate, found GradientTransformation.*; give optax.adam, and "
-            r"Task\(learning_rate=1e-3\)",
+            r"optimizer: expected a function of the learning rate, found GradientTransformation.*; give optax.adam, "
+            r"and Task\(learning_rate=1e-3\)",
         ),
         ({"optimizer": "adam"}, "optimizer: expected a function of the learning rate, found str"),
         ({"objective": REGRESSION.loss}, "objective: expected updcomp.training.Objective.*, found function"),

@@ -76,8 +76,9 @@ def model_of(deployed: PyTree, task: Task) -> Model:
       LeafError: a leaf is no array; methods compile functions of the whole tree.
     """
     trees.check_arrays(deployed)
-    tasks.check(task)
-    variables = devices.place(deployed, task.mesh or devices.mesh_of(deployed))
+    mesh = task.mesh or devices.mesh_of(deployed)
+    tasks.check(task, mesh)
+    variables = devices.place(deployed, mesh)
     example = batches.example(task.train, task.batch_size)
     moved = objectives.signature(task.objective, variables, example, train=True).updated
     parts = partition.of(variables, axes=task.axes, state=moved)

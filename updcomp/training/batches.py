@@ -25,6 +25,8 @@ class Portion(NamedTuple):
 class Stream:
     """Training data that come as batches, from grain, TFDS or a generator of one's own.
 
+    A training that continues from a checkpoint takes the batches that the iterable gives then.
+
     >>> stream = Stream(({"x": np.full(2, i)} for i in range(4)), steps=2)
     >>> [batch["x"].tolist() for batch in stream.take(2)], [batch["x"].tolist() for batch in stream.take(1)]
     ([[0, 0], [1, 1]], [[2, 2]])

@@ -64,7 +64,7 @@ class Objective(NamedTuple):
 class Signature(NamedTuple):
     """What a loss gives beside its value."""
 
-    updated: tuple[str, ...]  # names of the leaves that it moves
+    updated: dict[str, tuple[int, ...]]  # name -> shape of each leaf that it moves
     metrics: PyTree  # of `jax.ShapeDtypeStruct`
 
 
@@ -186,7 +186,8 @@ def _signature(objective: Objective, structure: Any, avals: tuple[Any, ...], tra
     variables, batch = jax.tree.unflatten(structure, avals)
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, extra = jax.eval_shape(functools.partial(loss_of, objective, train=train), variables, batch, key)
-    return Signature(tuple(trees.named_leaves(extra.updated)), extra.metrics)
+    updated = {name: leaf.shape for name, leaf in trees.named_leaves(extra.updated).items()}
+    return Signature(updated, extra.metrics)
 
 
 def signature(objective: Objective, variables: PyTree, batch: PyTree, *, train: bool) -> Signature:
@@ -202,13 +203,16 @@ def signature(objective: Objective, variables: PyTree, batch: PyTree, *, train: 
       Its `Signature`.
 
     Raises:
-      Error: the loss gives something else than it may, or moves leaves that the variables do not have.
+      Error: the loss gives something else than it may, or moves leaves that the variables do not have in this shape.
     """
     leaves, structure = jax.tree.flatten((variables, batch))
     found = _signature(objective, structure, tuple(_aval(leaf) for leaf in leaves), train)
     names = trees.named_leaves(variables)
-    if unknown := sorted(set(found.updated) - names.keys()):
-        raise Error(f"loss: Extra.updated has a leaf {unknown[0]!r}; expected paths of the variables: {sorted(names)}")
+    for name, shape in found.updated.items():
+        if name not in names:
+            raise Error(f"loss: Extra.updated has a leaf {name!r}; expected paths of the variables: {sorted(names)}")
+        if shape != names[name].shape:
+            raise Error(f"loss: Extra.updated leaf {name!r}: expected shape {names[name].shape}, found {shape}")
     return found
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from updcomp.training import batches
+from updcomp.training import batches, devices
 from updcomp.training.batches import Stream
 from updcomp.training.objectives import BATCH_SIZE, Objective
 from updcomp.training.optimizers import OptimizerFactory, constant
@@ -56,8 +56,12 @@ class Task(NamedTuple):
     callback: Callable[[Epoch], None] | None = None  # called after each epoch
 
 
-def check(task: Task) -> None:
+def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
     """Checks a task before anything is compiled.
+
+    Args:
+      task: what to train on, and how.
+      mesh: the task's, or that of a sharded model.
 
     Raises:
       Error: a field is not what it must be; names it.
@@ -79,3 +83,7 @@ def check(task: Task) -> None:
             "validation: expected at least one row, found none; without it no epoch and no update can be chosen"
         )
     batches.steps_per_epoch(task.train, task.samples, task.batch_size)
+    size = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
+    parts = mesh.shape.get(devices.AXIS, 1) if mesh else 1
+    if size % parts:
+        raise Error(f"batch_size: expected a multiple of {parts} (the mesh's axis {devices.AXIS!r}), found {size}")
