@@ -35,7 +35,7 @@ def _run(arguments: Sequence[str]) -> int:
     if {"--help", "-help", "-h"} & set(arguments):
         print(flag_groups.help_text())
         return 0
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a checkpoint
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a checkpoint
     values = flag_groups.define()
     try:
         rest = values(["run.py", *arguments])[1:]

@@ -1,5 +1,6 @@
-"""The trainings of `bench_train` in PyTorch, on batches in memory: the same models, optimizer and batches."""
+"""The trainings of `bench_train` in PyTorch: the same models, optimizer and batches in memory. It needs torch."""
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,13 +9,7 @@ import numpy as np
 
 from updcomp.training.data import Dataset
 
-torch: Any
-try:
-    import torch
-except ImportError:
-    torch = None
-
-AVAILABLE = torch is not None
+torch: Any = importlib.import_module("torch")
 
 Step = Callable[[], None]
 
@@ -29,10 +24,8 @@ def images(model: str, data: Dataset, *, batch_size: int, epochs: int) -> dict[s
       epochs: per call.
 
     Returns:
-      What is done -> a function that does it; empty where PyTorch is not installed.
+      What is done -> a function that does it.
     """
-    if not AVAILABLE:
-        return {}
     pixels, labels = _placed(data.images), _placed(data.labels).long()
     build = {"MLP": _mlp, "VGG": _vgg, "ResNet20": _resnet20}[model]
 
@@ -59,10 +52,8 @@ def text(tokens: np.ndarray, sizes: Mapping[str, int], *, batch_size: int, epoch
       epochs: per call.
 
     Returns:
-      What is done -> a function that does it; empty where PyTorch is not installed.
+      What is done -> a function that does it.
     """
-    if not AVAILABLE:
-        return {}
     placed = _placed(tokens).long()
 
     def loss(network: Any, rows: Any) -> Any:

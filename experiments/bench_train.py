@@ -1,6 +1,7 @@
 """Training speed as ratios to PyTorch in one run: an MLP with recording and masking, convolutions, a transformer."""
 
 import dataclasses
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import bench_torch
 from experiments.results import write_figures
 from updcomp import contribution, quantize
 from updcomp.methods import base, rounding
@@ -52,7 +52,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       The backend, and samples/s (median) by variant.
     """
     cases = _cases(config)
-    if not bench_torch.AVAILABLE:
+    if not importlib.util.find_spec("torch"):
         print("torch is not installed: no ratio to PyTorch is measured (pip install torch)")
     speeds: dict[Name, float] = {}
     for model, (samples, variants) in cases.items():
@@ -97,6 +97,7 @@ def _print(speeds: dict[Name, float]) -> None:
 
 def _cases(config: Config) -> dict[str, tuple[int, dict[tuple[str, str], Step]]]:
     """Model -> (samples, variants)."""
+    torch: Any = importlib.import_module("experiments.bench_torch") if importlib.util.find_spec("torch") else None
     generator = np.random.default_rng(0)
     few, lines = max(config.batch_size, config.samples // 50), max(config.batch_size, config.samples // 30)
     digits, colours = (
@@ -112,11 +113,12 @@ def _cases(config: Config) -> dict[str, tuple[int, dict[tuple[str, str], Step]]]
     for name, (model, data) in (images | {"ResNet20": (models.resnet(), colours)}).items():
         variables = model.init(jax.random.key(0), data.images)
         ours = _ours(config, classification(model.apply), variables, data, all_variants=name == "MLP")
-        theirs = bench_torch.images(name, data, batch_size=config.batch_size, epochs=config.epochs)
+        theirs = torch.images(name, data, batch_size=config.batch_size, epochs=config.epochs) if torch else {}
         cases[name] = len(data.labels), _named(ours, theirs)
     network = transformer(**TRANSFORMER)
     ours = _ours(config, language_model(network.apply), network.init(jax.random.key(0)), text, all_variants=False)
-    theirs = bench_torch.text(text["tokens"], TRANSFORMER, batch_size=config.batch_size, epochs=config.epochs)
+    options = {"batch_size": config.batch_size, "epochs": config.epochs}
+    theirs = torch.text(text["tokens"], TRANSFORMER, **options) if torch else {}
     cases["transformer"] = lines, _named(ours, theirs)
     return cases
 

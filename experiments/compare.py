@@ -75,7 +75,7 @@ def run(
     with tqdm(total=config.seeds * len(chosen.cells), unit="update", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
-            run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
             _compare(run, chosen.cells, progress)
     rows = results.rows
     shown = command(experiment, _of_rows(config, results, rows, chosen, defaults), workdir)
@@ -99,7 +99,7 @@ def _compare(run: Run, cells: Sequence[Cell], progress: Any) -> None:
         _measure(run, cell, held, before)
         progress.update()
 
-    with runs.alone(lock_of(cells[0]), wait=True):  # the others' rows tell how well the reference does
+    with runs.alone(lock_of(cells[0]), wait=True):  # the others' rows have its score as well
         measure(cells[0])
     for cell in runs.shared(cells[1:], lock_of):
         measure(cell)

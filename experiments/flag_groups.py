@@ -42,7 +42,7 @@ def configs() -> dict[str, type]:
 
 
 def sections() -> dict[type, list[Flag]]:
-    """The classes that declare settings, each with its flags, in the order in which experiments come to them."""
+    """The classes that declare settings, each with its flags, in the order of the experiments."""
     found: dict[type, dict[str, Flag]] = {}
     for experiment, config in configs().items():
         for field in dataclasses.fields(config):

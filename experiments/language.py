@@ -18,13 +18,15 @@ from updcomp.training.language_model import language_model
 from updcomp.training.objectives import Objective, make_score
 from updcomp.training.transformer import Transformer, transformer
 
+# A transformer's many small changes want lower rates than the methods' own, which suit perceptrons.
+_COMMON = {"bits": 2, "aux": 4}
 SETTINGS: Table = {
     "full": [{"bits": None}, {"bits": 4}, {"bits": 2}],
-    "partial": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.01, 0.03, 0.1)],
-    "low_rank": [{"rank": rank, "bits": 2, "aux": 4} for rank in (1, 2, 4)],
-    "subspace": [{"rank": rank, "bits": 2} for rank in (8, 16, 32)],
-    "random_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.01, 0.03, 0.1)],
-    "magnitude_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.01, 0.03, 0.1)],
+    "partial": [{"ratio": ratio, **_COMMON, "sparse_rate": 1.0} for ratio in (0.03, 0.1, 0.3)],
+    "low_rank": [{"rank": rank, **_COMMON, "rate": 2.0} for rank in (2, 8, 16)],
+    "subspace": [{"rank": rank, "bits": 2, "rate": 2.0} for rank in (16, 32, 64)],
+    "random_mask": [{"ratio": ratio, **_COMMON, "rate": 1.5} for ratio in (0.03, 0.1, 0.3)],
+    "magnitude_mask": [{"ratio": ratio, **_COMMON, "rate": 2.0} for ratio in (0.03, 0.1, 0.3)],
 }
 _BELOW_ONE = Check(lambda: "from 0 to below 1", lambda value: 0 <= value < 1)
 
@@ -38,14 +40,15 @@ class TextConfig(TrainingConfig):
     heads: int = setting(4, "attention heads of each block")
     length: int = setting(64, "characters that the transformer reads at most, and that a sample predicts")
     dropout: float = setting(0.0, "share of each block's outputs that training drops", check=_BELOW_ONE)
-    pretrain_characters: int = setting(1_000_000, "of documentation, that the deployed model is trained on")
-    characters: int = setting(500_000, "of source code, that the server retrains on")
+    pretrain_characters: int = setting(1_500_000, "of documentation, that the deployed model is trained on")
+    characters: int = setting(600_000, "of source code, that the server retrains on")
     validation_characters: int = setting(50_000, "of either, that choose the best epoch, and whether an update is sent")
     test_characters: int = setting(200_000, "of source code, that the device meets")
-    pretrain_epochs: int = setting(4, "epochs that the deployed model is trained for")
+    pretrain_epochs: int = setting(6, "epochs that the deployed model is trained for")
     pretrain_learning_rate: float = setting(6e-3, "at the start of the deployed model's training")
     schedule: str = "cosine"
-    epochs: int = 3
+    learning_rate: float = 2e-3
+    epochs: int = 2
     batch_size: int = 16
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class Identity(NamedTuple):
     experiment: str
     dataset: str
     model: str
-    about: dict[str, str]  # what else tells the data apart, such as {"shift": "rotation"} or the digest of a text
+    about: dict[str, str]  # what else identifies the data, such as {"shift": "rotation"} or the digest of a text
     method: str
     setting: Setting  # the method's options, such as {"rank": 4, "bits": 2}
     seed: int

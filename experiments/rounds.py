@@ -138,7 +138,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
     with tqdm(total=total, unit="round", dynamic_ncols=True) as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
-            run = Run(results, world._replace(task=runs.telling(world.task, progress)), seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
             locks = {name: _file(run, name).with_suffix(".lock") for name in config.methods}
             for name in runs.shared(config.methods, locks.__getitem__):
                 for number in _rounds(run, config, name):

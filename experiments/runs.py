@@ -145,7 +145,7 @@ def alone(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def shared(work: Sequence[Work], lock_of: Callable[[Work], Path]) -> Iterator[Work]:
-    """Work that several processes may share: what another does now comes last, when that has ended.
+    """Work that several processes may share: what another process is doing comes last, after it has ended.
 
     Args:
       work: all of it; doing what is done already has to do nothing.
@@ -166,14 +166,14 @@ def shared(work: Sequence[Work], lock_of: Callable[[Work], Path]) -> Iterator[Wo
             yield one
 
 
-def telling(task: Task, progress: Any) -> Task:
-    """The same task, whose epochs a progress bar tells where they take a while."""
+def with_progress(task: Task, progress: Any) -> Task:
+    """The same task; a progress bar shows its epochs where they take more than a second."""
 
-    def tell(epoch: Epoch) -> None:
+    def show(epoch: Epoch) -> None:
         text = f"epoch {epoch.number}: score {epoch.score:.4g}, loss {epoch.loss:.4g}"
         progress.set_postfix_str(text, refresh=epoch.seconds > 1)
 
-    return task._replace(callback=tell)
+    return task._replace(callback=show)
 
 
 @contextlib.contextmanager

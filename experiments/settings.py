@@ -74,7 +74,7 @@ class Chosen(NamedTuple):
 
 
 def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: Factories = METHODS) -> Chosen:
-    """Builds every method that the settings name, so that whatever does not fit is told before anything loads.
+    """Builds every method that the settings name, so that what does not fit is reported before anything loads.
 
     Args:
       config: what was asked for.

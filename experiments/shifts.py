@@ -61,7 +61,7 @@ class Chosen(NamedTuple):
         change = self.shift.images
         if change is None:
             return samples
-        return shift_dataset(samples, lambda key, images: change(key, images, **self.options), key)
+        return shift_dataset(samples, change, key, **self.options)
 
     def before(self, samples: Dataset, source: Source) -> Dataset:
         """Those of the samples that were there before."""

@@ -48,7 +48,7 @@ class World(NamedTuple):
     task: Task  # what the server retrains it on
     test: PyTree  # what it meets on the device; nothing is ever chosen on it
     score: Score
-    about: Mapping[str, str] = MappingProxyType({})  # what else tells the data apart: columns of the rows
+    about: Mapping[str, str] = MappingProxyType({})  # what else identifies the data: columns of the rows
 
 
 Worlds = Callable[[int], World]

@@ -7,10 +7,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_python_of_the_readme_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(code, {})
+    diff, train = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(diff, {})
     sizes = capsys.readouterr().out.split()
     assert int(sizes[1]) <= 2_000
+    exec(train, {})
+    before, after = map(float, capsys.readouterr().out.split())
+    assert after > before
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -9,8 +9,8 @@ QUICKSTART = {
     "pretrain_samples": 100,  # as many as below: the same shapes compile once
     "samples": 100,
     "validation_samples": 50,
-    "pretrain_epochs": 10,
-    "epochs": 10,
+    "pretrain_epochs": 20,
+    "epochs": 20,
     "learning_rate": 0.03,
     "seeds": 1,
 }

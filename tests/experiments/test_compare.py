@@ -64,7 +64,6 @@ def test_a_row_has_the_columns_that_are_documented(finished):
     for row in (full, small):
         assert row.metrics["sent"] == (row.metrics["validation_accuracy"] > row.metrics["deployed_validation_accuracy"])
         assert row.metrics["samples"] == 100
-    assert full.metrics["compile_seconds"] > 0
 
 
 def test_the_accuracy_is_that_of_the_file_applied_to_the_deployed_model(finished):
@@ -170,7 +169,7 @@ def worse(key, deployed, task):
     return packet._replace(blocks={name: block for name, block in packet.blocks.items() if "kernel" in name})
 
 
-def test_an_update_that_is_given_up_is_told_in_its_row_and_the_table(tmp_path, capsys):
+def test_an_update_that_is_given_up_is_marked_in_its_row_and_the_table(tmp_path, capsys):
     rows = compare.run(
         little(settings=("worse",)),
         tmp_path,
@@ -207,14 +206,14 @@ def test_several_devices_give_the_same_updates(finished, tmp_path):
         ({"settings": ("low_rank:rank=0",)}, "--settings: low_rank: rank"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_trained_or_written(options, message, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_reported_before_anything_is_trained_or_written(options, message, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "full", None)
     with pytest.raises(Error, match=message):
         quickstart.run(little(**options), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_settings_are_told_before_data_are_loaded(tmp_path, monkeypatch):
+def test_settings_are_checked_before_data_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(images.data, "load", None)
     with pytest.raises(Error, match="--settings: expected a method"):
         quickstart.run(little(settings=("best",)), tmp_path)

@@ -38,7 +38,7 @@ def rows_of_three():
     return rows + [row("small", {"rank": 2}, seed, 500, 0.86 + 0.02 * seed) for seed in range(2)]
 
 
-def test_the_conclusion_is_chosen_on_validation_data_and_told_in_test_accuracy():
+def test_the_conclusion_is_chosen_on_validation_data_and_given_in_test_accuracy():
     rows = rows_of_three()
     summaries = comparison_report.summarise(rows, ACCURACY)
     assert [summary.method for summary in summaries] == ["tiny", "small", "full"]
@@ -108,8 +108,8 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_holds_table_conclusion_command_and_plot_in_itself(tmp_path):
     table = Table(("bytes", "method"), [("10", "a<b"), ("1,000", "c")], left=(1,))
-    told = Report("Title", "python run.py '--settings=x;y'", table, "The end.", "score_vs_bytes", "What it is.")
-    shown = report.write(tmp_path, told, lambda panels: panels[0].plot([1, 2], [3, 4], label="line"))
+    said = Report("Title", "python run.py '--settings=x;y'", table, "The end.", "score_vs_bytes", "What it is.")
+    shown = report.write(tmp_path, said, lambda panels: panels[0].plot([1, 2], [3, 4], label="line"))
     assert shown == f"{table.markdown()}\n\nThe end."
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
@@ -128,10 +128,10 @@ def test_the_page_holds_table_conclusion_command_and_plot_in_itself(tmp_path):
 
 
 def test_the_same_rows_give_the_same_page(tmp_path):
-    told = Report("Title", "command", Table(("a",), [("b",)], left=()), "", "picture", "Legend.")
+    said = Report("Title", "command", Table(("a",), [("b",)], left=()), "", "picture", "Legend.")
     pages = set()
     for _ in range(2):
-        report.write(tmp_path, told, lambda panels: panels[0].plot([1, 2], [3, 4]))
+        report.write(tmp_path, said, lambda panels: panels[0].plot([1, 2], [3, 4]))
         pages.add((tmp_path / "report.html").read_bytes())
     assert len(pages) == 1
 

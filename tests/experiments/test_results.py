@@ -127,7 +127,7 @@ def test_a_damaged_config_is_refused(text, tmp_path):
         Results(tmp_path, "compare", Config())
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Error, match="--workdir: .*file/folder: cannot make this folder: Not a directory"):
         opened(tmp_path / "file" / "folder")
@@ -165,7 +165,7 @@ def test_without_pandas_the_frame_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_frame_of_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", pytest)  # any module: it is not come to
+    monkeypatch.setitem(sys.modules, "pandas", pytest)  # any module: it is not used
     with pytest.raises(Error, match=r"expected rows in results.jsonl, found none; run an experiment"):
         results.frame(tmp_path)
 

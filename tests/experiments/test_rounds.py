@@ -51,14 +51,14 @@ def test_a_run_leaves_rows_reports_and_a_chain_of_files(finished, tmp_path):
 
 def test_rows_tell_what_the_device_held_and_what_training_gave(finished):
     for before, after in itertools.pairwise(finished[1]):
-        told = after.metrics
+        found = after.metrics
         if before.identity.method == after.identity.method:
-            assert told["deployed_accuracy"] == before.metrics["accuracy"]
-            assert told["validation_accuracy"] >= before.metrics["validation_accuracy"]
-        assert told["sent"] == (told["validation_accuracy"] > told["deployed_validation_accuracy"])
-        assert told["accuracy"] == (told["trained_accuracy"] if told["sent"] else told["deployed_accuracy"])
-        assert (told["plain_bytes"] > 0) == told["sent"]
-        assert not told["restart"] or told["sent"]
+            assert found["deployed_accuracy"] == before.metrics["accuracy"]
+            assert found["validation_accuracy"] >= before.metrics["validation_accuracy"]
+        assert found["sent"] == (found["validation_accuracy"] > found["deployed_validation_accuracy"])
+        assert found["accuracy"] == (found["trained_accuracy"] if found["sent"] else found["deployed_accuracy"])
+        assert (found["plain_bytes"] > 0) == found["sent"]
+        assert not found["restart"] or found["sent"]
     assert {row.metrics["sent"] for row in finished[1]} == {True, False}
 
 

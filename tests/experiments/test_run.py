@@ -162,7 +162,7 @@ def test_wrong_flags_of_rounds_are_one_line_and_write_nothing(arguments, message
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_training(tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_reported_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = [f"--workdir={tmp_path / 'file' / 'new'}", *flags(**QUICKSTART)]
     assert entry.main(arguments) == 2
@@ -173,7 +173,7 @@ def test_other_flags_in_the_same_folder_are_refused(tmp_path, capsys):
     arguments = [f"--workdir={tmp_path}", *flags(**{**QUICKSTART, "settings": "full:bits=none"})]
     assert entry.main(arguments) == 0
     capsys.readouterr()
-    assert "--epochs: expected 10 as in " in failed([*arguments, "--epochs=3"], capsys)
+    assert "--epochs: expected 20 as in " in failed([*arguments, "--epochs=3"], capsys)
     assert len(lines_of(tmp_path)) == 1
 
 

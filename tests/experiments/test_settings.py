@@ -77,7 +77,7 @@ def test_a_settings_file_brings_settings_and_methods_of_its_own(tmp_path):
         ("low_rank:rank=1:rank=2", "expected each option once"),
     ],
 )
-def test_settings_that_do_not_fit_are_told_with_what_to_do(text, message):
+def test_settings_that_do_not_fit_are_reported_with_what_to_do(text, message):
     with pytest.raises(Error, match=message):
         choose(ComparisonConfig(settings=(text,)))
 
@@ -96,7 +96,7 @@ def test_settings_that_do_not_fit_are_told_with_what_to_do(text, message):
         ("METHODS = {'mine': lambda width: None}", "--settings_file: mine: missing .*'width'"),
     ],
 )
-def test_settings_files_that_do_not_fit_are_told(text, message, tmp_path):
+def test_settings_files_that_do_not_fit_are_reported(text, message, tmp_path):
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
@@ -129,7 +129,7 @@ def test_values_of_every_kind_survive_text():
         ("rotation:low=none", "expected one number, found None"),
     ],
 )
-def test_shifts_that_do_not_fit_are_told(text, message):
+def test_shifts_that_do_not_fit_are_reported(text, message):
     with pytest.raises(Error, match=message):
         shifts.choose(text)
 

@@ -1,12 +1,26 @@
 """Ways the world changes: pure, jittable functions (key, images) -> images on float32 images in [0, 1]."""
 
+import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from updcomp.training.data import Dataset, to_float
+
+
+class Shift(Protocol):
+    """How the world changes: (key, float32 images in [0, 1], **options) -> images."""
+
+    def __call__(self, key: jax.Array, images: jax.Array, **options: float) -> jax.Array:
+        """The images as the changed world shows them."""
+
+    def __hash__(self) -> int:
+        """What is compiled is kept by it."""
+
 
 _CHUNK = 1024  # images per compiled call, so that memory does not grow with the dataset
 
@@ -75,22 +89,19 @@ def contrast_noise(key: jax.Array, images: jax.Array, *, contrast: float, noise:
     return jnp.clip(shifted, 0.0, 1.0)
 
 
-def shift_dataset(dataset: Dataset, shift: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array) -> Dataset:
+def shift_dataset(dataset: Dataset, shift: Shift, key: jax.Array, **options: float) -> Dataset:
     """The same samples in the changed world, fixed once and for all.
 
     Args:
       dataset: n samples.
-      shift: (key, images) -> images, such as `functools.partial(random_rotation, low=30, high=45)`.
+      shift: (key, images, **options) -> images, such as `random_rotation`; it is compiled once for all options.
       key: a PRNG key; one is split off for every chunk of the dataset.
+      **options: numbers for the shift, such as `low=30, high=45`.
 
     Returns:
       A dataset with uint8 images, rounded to the nearest level, and the same labels.
     """
-
-    @jax.jit
-    def apply(key: jax.Array, images: jax.Array) -> jax.Array:
-        return jnp.rint(jnp.clip(shift(key, to_float(images)), 0.0, 1.0) * 255).astype(jnp.uint8)
-
+    apply = _compiled(shift)
     starts = range(0, len(dataset.labels), _CHUNK)
     images = np.asarray(dataset.images)
     out = np.empty(images.shape, np.uint8)
@@ -98,9 +109,18 @@ def shift_dataset(dataset: Dataset, shift: Callable[[jax.Array, jax.Array], jax.
         rows = slice(start, start + _CHUNK)
         missing = max(0, _CHUNK - len(images[rows])) if start else 0  # one compilation serves all chunks
         padded = np.pad(images[rows], ((0, missing), (0, 0), (0, 0), (0, 0)))
-        shifted = np.asarray(apply(jax.random.fold_in(key, chunk), padded))
+        shifted = np.asarray(apply(jax.random.fold_in(key, chunk), padded, options))
         out[rows] = shifted[: len(shifted) - missing]
     return Dataset(out, dataset.labels)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(shift: Shift) -> Callable[[jax.Array, ArrayLike, dict[str, float]], jax.Array]:
+    @jax.jit
+    def apply(key: jax.Array, images: jax.Array, options: dict[str, float]) -> jax.Array:
+        return jnp.rint(jnp.clip(shift(key, to_float(images), **options), 0.0, 1.0) * 255).astype(jnp.uint8)
+
+    return apply
 
 
 def _bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
