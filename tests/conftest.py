@@ -5,7 +5,8 @@ Every session is the same: property tests draw the same examples each time. New 
     python -m pytest --hypothesis-profile=explore
 
 which prints what it finds as a decorator that reproduces it. Workers, subprocesses and later sessions share what JAX
-has compiled, in `.pytest_cache`; `python -m pytest --cache-clear` starts from nothing.
+has compiled, in `.pytest_cache`; `python -m pytest --cache-clear` starts from nothing. Most of a first session is
+compilation, so that is made quick rather than good; `XLA_FLAGS= python -m pytest` compiles as users do.
 """
 
 import os
@@ -17,6 +18,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import jax

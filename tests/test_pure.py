@@ -1,4 +1,4 @@
-"""Deltas, contributions, factors, subspaces and quantisation: closed forms and references in float64."""
+"""Deltas, contributions, factors and subspaces: closed forms and references in float64."""
 
 import functools
 
@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import updcomp
-from updcomp import contribution, delta, factorize, quantize, subspace
+from updcomp import contribution, delta, factorize, subspace
 from updcomp.training import optimizers
 from updcomp.wire import views
 from updcomp.wire.packet import Packet, round_step
@@ -222,78 +220,3 @@ def test_blocks_made_by_hand_are_the_float_products_within_their_steps():
         # A rounding to 16 bits, and the step's own to 8.
         np.testing.assert_allclose(new[name] - deployed[name], change, atol=5e-3 * float(jnp.abs(change).max()))
         assert np.abs(change).max() > 1e-3
-
-
-@settings(max_examples=50)
-@given(st.integers(2, 16), st.integers(0, 1000))
-def test_trainer_and_wire_round_to_the_same_integers(bits, seed):
-    assert_the_same_integers(np.asarray(normal(seed, (50,))), bits)
-
-
-@jax.jit
-def as_trained(x, grid):
-    """What a training sees, inside of a larger compiled function."""
-    step = quantize.dynamic_step(x, grid)
-    return step, quantize.straight_through(x, step, grid)
-
-
-def assert_the_same_integers(x, bits):
-    step, seen = as_trained(x, quantize.grid(bits))
-    integers, sent = quantize.to_integers(x, bits, step=step)
-    assert sent == float(step)
-    assert integers.dtype == np.int32
-    assert np.abs(integers).max() <= quantize.max_level(bits)
-    # The device's own product, up to the rounding of x + (q * step - x).
-    np.testing.assert_array_equal(np.rint(np.float64(seen) / sent), integers)
-    return integers
-
-
-@pytest.mark.parametrize("bits", range(2, 17))
-def test_they_do_near_every_half(bits):
-    """Quotients that are halves, or the floats next to one, where a division of another kind rounds otherwise."""
-    level = quantize.max_level(bits)
-    halves = np.float32(np.unique(np.linspace(0, level, 200).astype(int))) + np.float32(0.5)
-    step = np.float32(round_step(0.1))
-    exact = halves * step
-    near = [exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(np.inf))]
-    # The largest sets the step.
-    x = np.concatenate([*near, *(-part for part in near), [level * step]]).clip(-level * step, level * step)
-    assert_the_same_integers(x.astype(np.float32), bits)
-
-
-def test_they_do_where_they_once_did_not():
-    assert_the_same_integers(np.asarray(normal(84, (50,))), 14)
-
-
-def test_the_dynamic_step_looks_at_sent_weights_only():
-    x, sent = jnp.array([100.0, 1.0, -1.0]), jnp.array([False, True, True])
-    assert float(quantize.dynamic_step(x, 16, where=sent)) == pytest.approx(1 / 32767, rel=1e-2)
-
-
-def test_rounding_lets_gradients_through_unchanged():
-    gradient = jax.grad(
-        lambda x: jnp.sum(quantize.straight_through(x, quantize.dynamic_step(x, 2), 2) * jnp.arange(5.0))
-    )
-    np.testing.assert_allclose(gradient(normal(0, (5,))), np.arange(5.0))
-
-
-def test_the_least_squares_step_beats_its_neighbours():
-    x = np.asarray(normal(0, (2000,)))
-
-    def error(step):
-        return np.mean((np.clip(np.rint(x / step), -7, 7) * step - x) ** 2)
-
-    step = quantize.least_squares_step(x, 4)
-    assert error(step) < min(error(0.8 * step), error(1.25 * step))
-
-
-def test_zeros_quantise_to_zeros():
-    integers, step = quantize.to_integers(np.zeros(3), 4)
-    assert not integers.any()
-    assert step > 0
-
-
-@pytest.mark.parametrize("bits", [1, 17])
-def test_bits_out_of_range(bits):
-    with pytest.raises(ValueError, match="from 2 to 16"):
-        quantize.max_level(bits)

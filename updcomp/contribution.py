@@ -43,7 +43,7 @@ def record(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> RecordState:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
         return RecordState(local=zeros, inner=inner.init(params))
 
     def update(

@@ -15,10 +15,12 @@ from updcomp.wire.views import View
 
 ValueT = TypeVar("ValueT")
 
+_LISTED = 24  # paths in a message
+
 KERNEL = "kernel"  # floating, with axes of fan-in and of fan-out: what selection and factorisation work on
 AUX = "aux"  # floating, everything else that gradients train: biases, norm scales and shifts
 STATE = "state"  # what the loss moves instead of a gradient: batch statistics
-FIXED = "fixed"  # integers, booleans, PRNG keys and leaves without elements: never trained
+FIXED = "fixed"  # integers, booleans, complex numbers, PRNG keys and leaves without elements: never trained
 
 
 class Leaf(NamedTuple):
@@ -37,17 +39,18 @@ class Partition(NamedTuple):
 
     leaves: tuple[Leaf, ...]  # of the whole model, in sorted order of their names
     chosen: frozenset[str]  # names of the leaves that train and travel
+    moved: frozenset[str] = frozenset()  # names of the floating leaves that the loss moves
 
     def of_role(self, role: str) -> tuple[Leaf, ...]:
         """The chosen leaves of a role."""
         return tuple(leaf for leaf in self.leaves if leaf.role == role and leaf.name in self.chosen)
 
     def keeps_state(self) -> bool:
-        """Whether a leaf of moving statistics stays as deployed."""
-        return any(leaf.role == STATE and leaf.name not in self.chosen for leaf in self.leaves)
+        """Whether statistics that the loss moves stay as deployed."""
+        return bool(self.moved - self.chosen)
 
 
-def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, state: Collection[str] = ()) -> Partition:
+def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, moved: Collection[str] = ()) -> Partition:
     """What the leaves of a model are, all of them chosen.
 
     By default the last axis of a leaf is its fan-out and all others are its fan-in, as in flax. `axes` says otherwise:
@@ -59,7 +62,7 @@ def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, state: Colle
     Args:
       variables: any pytree of arrays.
       axes: such as `{".*/query/kernel": "in out out", "layers/.*/bias": "stack out"}`.
-      state: names of further leaves that the loss moves.
+      moved: names of the leaves that the loss moves; they are state as well.
 
     Returns:
       A `Partition`.
@@ -74,7 +77,7 @@ def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, state: Colle
     leaves = trees.named_leaves(variables)
     words = match(axes or {}, leaves)
     collections = {name for name in leaves if not name.startswith("params/")} if trees.is_collections(variables) else ()
-    in_state = {*state, *collections}
+    in_state = {*moved, *collections}
     described = []
     for name, leaf in leaves.items():
         view = views.last_axis_out(leaf.ndim)
@@ -84,7 +87,8 @@ def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, state: Colle
                 raise LeafError(f"axes: leaf {name!r}: {expected}, found {words[name]!r}")
             view = views.of_words(words[name])
         described.append(Leaf(name, _role(leaf, view, name in in_state), view))
-    return Partition(tuple(described), frozenset(leaves))
+    statistics = frozenset(name for name in moved if is_floating(leaves[name]))
+    return Partition(tuple(described), frozenset(leaves), statistics)
 
 
 def is_floating(leaf: Any) -> bool:
@@ -113,19 +117,29 @@ def match(rules: Mapping[str, ValueT], names: Iterable[str]) -> dict[str, ValueT
       name -> value of the first matching rule, for the names that have one.
 
     Raises:
-      Error: a pattern is no regular expression, or matches no path; lists the paths.
+      Error: a pattern is no regular expression, matches no path (lists the paths), or only what earlier ones match.
 
     >>> match({".*bias": 1, "a/.*": 2}, ["a/bias", "a/kernel", "b/kernel"])
     {'a/bias': 1, 'a/kernel': 2}
     """
     names = list(names)
     found: dict[str, ValueT] = {}
-    for pattern, value in reversed(list(rules.items())):
+    by: dict[str, str] = {}
+    for pattern, value in rules.items():
         try:
             matched = [name for name in names if re.fullmatch(pattern, name)]
         except re.error as error:
             raise Error(f"rule {pattern!r}: expected a regular expression of leaf paths; {error}") from None
         if not matched:
-            raise Error(f"rule {pattern!r}: matches no leaf; expected a regular expression for some of {names}")
-        found.update(dict.fromkeys(matched, value))
+            raise Error(f"rule {pattern!r}: matches no leaf; expected a regular expression for {_some(names)}")
+        if not (first := [name for name in matched if name not in found]):
+            taken = f"what it matches is taken by an earlier rule, {by[matched[0]]!r}"
+            raise Error(f"rule {pattern!r}: {taken}; put it first, or leave it out")
+        found.update(dict.fromkeys(first, value))
+        by.update(dict.fromkeys(first, pattern))
     return {name: found[name] for name in names if name in found}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"some of {', '.join(map(repr, names[:_LISTED]))}{more}"

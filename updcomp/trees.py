@@ -1,9 +1,10 @@
 """Any pytree of arrays as named leaves, and as the `dict[str, np.ndarray]` that a device holds.
 
-A leaf's name is its path joined by `/`; leaves that are not arrays (activation functions, strings, Python numbers)
-belong to the structure and never travel.
+A leaf's name is its path joined by `/`, as in `blocks/0/kernel`. Leaves that are not arrays (activation functions,
+strings, Python numbers) belong to the structure and never travel.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -26,10 +27,26 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _is_variable(node: Any) -> bool:
+    """Whether this is a variable of flax nnx; no tree has one where nnx was never imported."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _in_variable(path: Any, variable: Any) -> list[tuple[Any, Any]]:
+    """A variable's one array has the variable's own path, as in `nnx.to_pure_dict`."""
+    inner, _ = jax.tree_util.tree_flatten_with_path(variable)
+    return [(path if len(inner) == 1 else (*path, *within), leaf) for within, leaf in inner]
+
+
 def _paths(tree: PyTree) -> list[tuple[str, Any]]:
     """(name, leaf) of every leaf in flattening order; the names of arrays are unique."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    named = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for outer, held in flat
+        for path, leaf in (_in_variable(outer, held) if _is_variable(held) else [(outer, held)])
+    ]
     arrays = {name for name, leaf in named if _is_array(leaf)}
     for name, count in Counter(name for name, _ in named).items():
         if count > 1 and name in arrays:
@@ -93,7 +110,7 @@ def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
 
 def is_collections(tree: PyTree) -> bool:
     """Whether a tree is a dict of flax collections: the leaves under "params" train, all others are state."""
-    return isinstance(tree, dict) and "params" in tree
+    return isinstance(tree, Mapping) and "params" in tree
 
 
 def parameters(tree: PyTree) -> tuple[str, PyTree]:

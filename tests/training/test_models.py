@@ -10,7 +10,8 @@ from updcomp.training.models import MODELS, by_name, mlp, mobilenet_v1, resnet, 
 from updcomp.wire.errors import Error
 
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 8, 8, 3))
-UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiles in half the time
+# Deep models compile sooner with the fusions that other tests do without.
+UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True}
 SMALL = {
     "mlp": mlp(hidden=(16, 12), num_classes=5),
     "mlp_bn": mlp(hidden=(16, 12), batch_norm=True, num_classes=5),

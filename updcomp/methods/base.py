@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ import numpy as np
 
 from updcomp import partition, quantize, trees
 from updcomp.methods import rounding
-from updcomp.partition import AUX, KERNEL, STATE, Leaf, Partition
+from updcomp.methods.forms import Site
+from updcomp.partition import AUX, KERNEL, STATE, Partition
 from updcomp.training import batches, devices, loop, objectives, optimizers, tasks
 from updcomp.training.loop import Fitted
 from updcomp.training.plans import Frozen, Named, Plan, Rebuild, as_trained, unwrapped
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire.errors import Error
+from updcomp.wire import dtypes
+from updcomp.wire.errors import DtypeError, Error, LeafError
 from updcomp.wire.packet import Block, Packet
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
@@ -24,12 +26,14 @@ Method = Callable[[jax.Array, PyTree, Task], Packet]
 
 Whether it is worth sending is the protocol's decision."""
 
-Start = Callable[[jax.Array], PyTree]
+Initial = Callable[[jax.Array], PyTree]
 """key -> the model that training starts from where it is not the deployed one."""
 
 AUX_BITS = (None, 4, 8, 16)
 
+_LISTED = 24  # leaves in a message
 _SEEDS = 2**14  # a seed of two bytes on the wire
+_INITIAL, _SEED, _SITES = (2**31 + i for i in range(1, 4))  # what is folded into a method's key, each for one purpose
 
 
 def check_options(*, bits: int, aux: int | None, rate: float) -> None:
@@ -50,11 +54,12 @@ class Model(NamedTuple):
 
     variables: PyTree  # on the task's devices
     partition: Partition
-    leaves: Named  # by name; kernels and aux leaves as float32, state as it is
+    leaves: Named  # by name
 
     def of_role(self, role: str) -> Named:
-        """The chosen leaves of a role, by name."""
-        return {leaf.name: self.leaves[leaf.name] for leaf in self.partition.of_role(role)}
+        """The chosen leaves of a role, by name; kernels and aux leaves as float32."""
+        found = {leaf.name: self.leaves[leaf.name] for leaf in self.partition.of_role(role)}
+        return found if role == STATE else {name: leaf.astype(jnp.float32) for name, leaf in found.items()}
 
     def trained(self) -> Named:
         """The chosen leaves that gradients train."""
@@ -76,18 +81,17 @@ def model_of(deployed: PyTree, task: Task) -> Model:
       LeafError: a leaf is no array; methods compile functions of the whole tree.
     """
     trees.check_arrays(deployed)
-    mesh = task.mesh or devices.mesh_of(deployed)
+    mesh = devices.mesh_for(task.mesh, deployed)
     tasks.check(task, mesh)
     variables = devices.place(deployed, mesh)
     example = batches.example(task.train, task.batch_size)
     moved = objectives.signature(task.objective, variables, example, train=True).updated
-    parts = partition.of(variables, axes=task.axes, state=moved)
-    named = trees.named_leaves(variables)
-    leaves = {
-        leaf.name: named[leaf.name].astype(jnp.float32) if leaf.role in (KERNEL, AUX) else named[leaf.name]
-        for leaf in parts.leaves
-    }
-    return Model(variables, parts, leaves)
+    leaves = trees.named_leaves(variables)
+    for name, leaf in trees.named_leaves(deployed).items():
+        if leaves[name].dtype != leaf.dtype:
+            found = f"expected a dtype that JAX keeps, found {leaf.dtype}, which becomes {leaves[name].dtype}"
+            raise LeafError(f"leaf {name!r}: {found}; cast the deployed model, on the device as well")
+    return Model(variables, partition.of(variables, axes=task.axes, moved=moved), leaves)
 
 
 def choose(model: Model, aux: Mapping[str, int | None]) -> Model:
@@ -99,50 +103,27 @@ def choose(model: Model, aux: Mapping[str, int | None]) -> Model:
 
     Returns:
       A `Model`; kernels in `aux` are chosen whatever their bits.
+
+    Raises:
+      Error: nothing is left that gradients train, or only a part of the statistics that the loss moves travels.
     """
     chosen = {
         leaf.name
         for leaf in model.partition.leaves
         if leaf.name in aux and (leaf.role == KERNEL or (leaf.role in (AUX, STATE) and aux[leaf.name]))
     }
-    return model._replace(partition=model.partition._replace(chosen=frozenset(chosen)))
-
-
-class Site(NamedTuple):
-    """Where a form is used: one kernel of a deployed model."""
-
-    leaf: Leaf
-    number: int  # of the leaf in the sorted order of all names
-    held: jax.Array  # the deployed array, in its own dtype
-    old: jax.Array  # the same as float32
-    start: jax.Array  # float32: the weights that training starts from
-    seed: int  # the packet's
-    key: jax.Array  # PRNG key of this kernel
-
-
-class Parametrised(NamedTuple):
-    """A kernel as it trains."""
-
-    trainable: PyTree  # of floating arrays, the start
-    fixed: PyTree = None  # what the form's `rebuild` reads beside it
-    mask: jax.Array | None = None  # booleans like the kernel, True = sent; None: all of it moves
-
-
-class Form(Protocol):
-    """How the change of a kernel is parametrised: what trains, how that becomes a kernel, and the block that travels.
-
-    Forms are frozen dataclasses, and `rebuild` is one function for all of a form's options: what differs between them
-    is in `Parametrised.fixed`, so that other options compile nothing.
-    """
-
-    seeded: bool  # whether the packet's seed is drawn for it
-    rebuild: Rebuild
-
-    def start(self, site: Site) -> Parametrised:
-        """What trains in place of a kernel."""
-
-    def block(self, trained: PyTree, start: Parametrised, site: Site) -> Block:
-        """The block of what was trained."""
+    parts = model.partition._replace(chosen=frozenset(chosen))
+    if not (parts.of_role(KERNEL) or parts.of_role(AUX)):
+        roles = ", ".join(f"{leaf.name!r} ({leaf.role})" for leaf in parts.leaves[:_LISTED])
+        advice = "let a rule choose kernels, or aux leaves with bits, and check what the loss returns as Extra.updated"
+        raise Error(
+            f"nothing to train: expected a kernel or an aux leaf that travels, found of all leaves {roles}; {advice}"
+        )
+    if (kept := sorted(parts.moved - chosen)) and (sent := sorted(parts.moved & chosen)):
+        raise Error(
+            f"rules: expected all moving statistics to travel, or none, found {sent[0]!r} sent and {kept[0]!r} kept"
+        )
+    return model._replace(partition=parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +134,7 @@ class Trained:
     form: Any  # a Form
     aux: int | None  # bits of the aux leaves' deltas; None leaves them, and moving statistics, as deployed
     rate: float  # multiplies the task's learning rate
-    initial: Start | None = None  # the model that training starts from; default the deployed one
+    initial: Initial | None = None  # the model that training starts from; default the deployed one
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update of all leaves."""
@@ -174,32 +155,20 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
     Returns:
       A packet.
     """
-    model = choose(model, {leaf: method.aux for leaf, method in rules.items()})
+    bits = {leaf: method.aux for leaf, method in rules.items()}
+    model = choose(model, bits)
     begin = model
     for initial in {method.initial for method in rules.values() if method.initial}:
         mine = [leaf for leaf, method in rules.items() if method.initial is initial]
         begin = started(initial, key, task, begin, mine)
-    seeded = any(method.form.seeded for method in rules.values())
-    seed = int(jax.random.randint(jax.random.fold_in(key, 2**31), (), 0, _SEEDS)) if seeded else 0
-    held = trees.named_leaves(model.variables)
-    sites = {
-        leaf.name: Site(
-            leaf,
-            index,
-            held[leaf.name],
-            model.leaves[leaf.name],
-            begin.leaves[leaf.name],
-            seed,
-            jax.random.fold_in(key, 1 + index),
-        )
-        for index, leaf in enumerate(model.partition.leaves)
-        if leaf.role == KERNEL and leaf.name in model.partition.chosen
-    }
-    starts = {leaf: rules[leaf].form.start(site) for leaf, site in sites.items()}
+    sites = _sites(key, model, begin, seeded=any(method.form.seeded for method in rules.values()))
+    forms = {leaf: rules[leaf].form for leaf in sites}
+    check_lossy(model, [leaf for leaf, form in forms.items() if not form.lossless], bits)
+    starts = {leaf: form.parametrise(sites[leaf]) for leaf, form in forms.items()}
     aux = begin.of_role(AUX)
     masks = {leaf: True if start.mask is None else start.mask for leaf, start in starts.items()}
     has_masks = any(start.mask is not None for start in starts.values())
-    rebuilds = {leaf: rules[leaf].form.rebuild for leaf in starts}
+    rebuilds = {leaf: form.rebuild for leaf, form in forms.items()}
     fitted = loop.fit(
         key,
         task,
@@ -210,15 +179,63 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
         rates={leaf: rules[leaf].rate for leaf in (*starts, *aux)},
         masks=masks | dict.fromkeys(aux, True) if has_masks else None,
     )
-    blocks: dict[str, Block] = {
-        leaf: rules[leaf].form.block(fitted.trainable[leaf], starts[leaf], site) for leaf, site in sites.items()
+    blocks = {leaf: form.block(fitted.trainable[leaf], starts[leaf], sites[leaf]) for leaf, form in forms.items()}
+    seed = next((site.seed for site in sites.values()), 0)
+    return Packet(blocks | aux_blocks(model, fitted, bits), seed)
+
+
+def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[str, Site]:
+    """Every chosen kernel, by name."""
+    seed = int(jax.random.randint(jax.random.fold_in(key, _SEED), (), 0, _SEEDS)) if seeded else 0
+    kernels, weights = model.of_role(KERNEL), begin.of_role(KERNEL)
+    site_key = jax.random.fold_in(key, _SITES)
+    return {
+        leaf.name: Site(
+            leaf=leaf,
+            number=number,
+            held=model.leaves[leaf.name],
+            old=kernels[leaf.name],
+            weights=weights[leaf.name],
+            seed=seed,
+            key=jax.random.fold_in(site_key, number),
+        )
+        for number, leaf in enumerate(model.partition.leaves)
+        if leaf.name in kernels
     }
-    return Packet(blocks | aux_blocks(model, fitted, {leaf: method.aux for leaf, method in rules.items()}), seed)
 
 
-def started(initial: Start, key: jax.Array, task: Task, model: Model, names: Iterable[str]) -> Model:
-    """The model, with these leaves as `initial` gives them for a key that no training of the method uses."""
-    other = model_of(initial(jax.random.fold_in(key, 0)), task).leaves
+def check_lossy(model: Model, kernels: Iterable[str], aux: Mapping[str, int | None]) -> None:
+    """Checks, before anything is trained, that the leaves whose changes are rounded have dtypes that take increments.
+
+    Args:
+      model: its leaves chosen.
+      kernels: names of those that travel rounded.
+      aux: bits of aux leaves' and state's deltas, by name.
+
+    Raises:
+      DtypeError: a leaf has another dtype, such as float8.
+    """
+    rounded = [leaf.name for role in (AUX, STATE) for leaf in model.partition.of_role(role)]
+    rounded = [name for name in rounded if aux[name] != rounding.RAW and partition.is_floating(model.leaves[name])]
+    for name in (*kernels, *rounded):
+        try:
+            dtypes.compute_dtype(dtypes.hold(np.empty(0, model.leaves[name].dtype)))
+        except DtypeError as error:
+            advice = "send it raw (full()), or keep it by a rule with None"
+            raise DtypeError(f"leaf {name!r}: {error}; {advice}") from None
+
+
+def started(initial: Initial, key: jax.Array, task: Task, model: Model, names: Iterable[str]) -> Model:
+    """The model, with these leaves as `initial` gives them for a key that nothing else uses.
+
+    Raises:
+      LeafError: it gives a leaf of another shape, or lacks one.
+    """
+    other = model_of(initial(jax.random.fold_in(key, _INITIAL)), task).leaves
+    for name in names:
+        expected, found = model.leaves[name].shape, other[name].shape if name in other else "no such leaf"
+        if found != expected:
+            raise LeafError(f"start: leaf {name!r}: expected shape {expected} as in the deployed model, found {found}")
     return model._replace(leaves={**model.leaves, **{name: other[name] for name in names}})
 
 

@@ -38,7 +38,7 @@ def partial(
     aux: int | None = 16,
     rate: float = 1.0,
     sparse_rate: float = 10.0,
-    start: base.Start | None = None,
+    start: base.Initial | None = None,
     fixed_share: float | None = None,
     keep_moments: bool = False,
 ) -> "Partial":
@@ -85,7 +85,7 @@ class Partial:
     aux: int | None
     rate: float
     sparse_rate: float
-    initial: base.Start | None
+    initial: base.Initial | None
     fixed_share: float | None
     keep_moments: bool
 
@@ -108,6 +108,7 @@ class Partial:
         """
         bits = dict.fromkeys(names, self.aux)
         model = base.choose(model, bits)
+        base.check_lossy(model, model.of_role(KERNEL), bits)
         begin = base.started(self.initial, key, task, model, names) if self.initial else model
         shares = narrowing(self.ratio, self.fixed_share)
         full_key, *keys = jax.random.split(key, 1 + len(shares))

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from updcomp import quantize, selection
 from updcomp.methods import base, rounding
-from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
 from updcomp.wire import dtypes, positions
 from updcomp.wire.packet import Magnitude, Seeded
@@ -62,19 +62,20 @@ class FixedMask:
     positions: Callable[[np.ndarray, Site, int], np.ndarray]  # (held leaf, its site, count) -> ascending positions
     kind: type[Seeded] | type[Magnitude]
     seeded: bool
+    lossless = False
     rebuild = staticmethod(rounding.rounded)
 
-    def start(self, site: Site) -> Parametrised:
+    def parametrise(self, site: Site) -> Parametrised:
         """The weights, of which the mask moves its part."""
         leaf = dtypes.hold(np.asarray(site.held))
         mask = np.zeros(leaf.size, bool)
         mask[self.positions(leaf, site, selection.budget(self.ratio, leaf.size))] = True
-        placed = jnp.asarray(mask.reshape(leaf.shape))
-        return Parametrised(site.start, Rounding(quantize.grid(self.bits), placed), placed)
+        placed = jax.device_put(mask.reshape(leaf.shape), site.held.sharding)
+        return Parametrised(site.weights, Rounding(quantize.grid(self.bits), placed), placed)
 
-    def block(self, trained: Any, start: Parametrised, site: Site) -> Seeded | Magnitude:
+    def block(self, trained: Any, parametrised: Parametrised, site: Site) -> Seeded | Magnitude:
         """The integers at the mask's positions."""
-        return self.kind(*rounding.integers(site.old, trained, start.fixed))
+        return self.kind(*rounding.integers(site.old, trained, parametrised.fixed))
 
 
 def _fixed_mask(name: str, form: FixedMask, aux: int | None, rate: float) -> base.Trained:

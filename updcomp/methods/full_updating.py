@@ -7,14 +7,14 @@ import numpy as np
 
 from updcomp import quantize
 from updcomp.methods import base, rounding
-from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
 from updcomp.training.plans import as_trained
 from updcomp.wire.packet import Dense, Raw
 
 
 def full(
-    *, bits: int | None = None, aux: int | None = 16, rate: float = 1.0, start: base.Start | None = None
+    *, bits: int | None = None, aux: int | None = 16, rate: float = 1.0, start: base.Initial | None = None
 ) -> base.Trained:
     """Sends every weight: raw, or as entropy-coded integers that training has rounded straight-through.
 
@@ -41,13 +41,14 @@ class Weights:
     """The form of kernels whose new weights travel as they are."""
 
     seeded = False
+    lossless = True
     rebuild = staticmethod(as_trained)
 
-    def start(self, site: Site) -> Parametrised:
+    def parametrise(self, site: Site) -> Parametrised:
         """The weights themselves."""
-        return Parametrised(site.start)
+        return Parametrised(site.weights)
 
-    def block(self, trained: Any, start: Parametrised, site: Site) -> Raw:
+    def block(self, trained: Any, parametrised: Parametrised, site: Site) -> Raw:
         """The new weights in the leaf's dtype."""
         return Raw(np.asarray(trained.astype(site.held.dtype)))
 
@@ -58,12 +59,13 @@ class RoundedWeights:
 
     bits: int
     seeded = False
+    lossless = False
     rebuild = staticmethod(rounding.rounded)
 
-    def start(self, site: Site) -> Parametrised:
+    def parametrise(self, site: Site) -> Parametrised:
         """The weights themselves."""
-        return Parametrised(site.start, Rounding(quantize.grid(self.bits)))
+        return Parametrised(site.weights, Rounding(quantize.grid(self.bits)))
 
-    def block(self, trained: Any, start: Parametrised, site: Site) -> Dense:
+    def block(self, trained: Any, parametrised: Parametrised, site: Site) -> Dense:
         """The integers of all changes."""
-        return Dense(*rounding.integers(site.old, trained, start.fixed), site.leaf.view)
+        return Dense(*rounding.integers(site.old, trained, parametrised.fixed), site.leaf.view)

@@ -11,7 +11,7 @@ import numpy as np
 
 from updcomp import factorize, quantize
 from updcomp.methods import base
-from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
 from updcomp.wire import packet, views
 from updcomp.wire.errors import Error
@@ -52,6 +52,7 @@ class LowRank:
     rank: int
     bits: int
     seeded = False
+    lossless = False
 
     @staticmethod
     def rebuild(trained: factorize.Factors, fixed: _Fixed, old: jax.Array, leaf: Leaf) -> jax.Array:
@@ -59,7 +60,7 @@ class LowRank:
         rounded = factorize.quantized(trained, fixed.grid, rank=fixed.rank)
         return old + factorize.product(rounded, old.shape, view=leaf.view)
 
-    def start(self, site: Site) -> Parametrised:
+    def parametrise(self, site: Site) -> Parametrised:
         """Factors whose product is zero, with columns of zeros up to their bucket."""
         shape, view = site.old.shape, site.leaf.view
         largest = min(views.shape_of(shape, view)[1:])
@@ -67,9 +68,9 @@ class LowRank:
         factors = _init(site.key, shape, rank, view=view, columns=factorize.bucket(int(rank), largest))
         return Parametrised(factors, _Fixed(quantize.grid(self.bits), rank))
 
-    def block(self, trained: factorize.Factors, start: Parametrised, site: Site) -> packet.Factors:
+    def block(self, trained: factorize.Factors, parametrised: Parametrised, site: Site) -> packet.Factors:
         """The integers of both factors."""
-        return factorize.to_block(trained, self.bits, view=site.leaf.view, rank=int(start.fixed.rank))
+        return factorize.to_block(trained, self.bits, view=site.leaf.view, rank=int(parametrised.fixed.rank))
 
 
 _init = jax.jit(factorize.init, static_argnames=("shape", "view", "columns"))

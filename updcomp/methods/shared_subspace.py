@@ -10,7 +10,7 @@ import numpy as np
 from updcomp import factorize, quantize
 from updcomp import subspace as geometry
 from updcomp.methods import base
-from updcomp.methods.base import Parametrised, Site
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
 from updcomp.wire.errors import Error
 from updcomp.wire.packet import Coefficients
@@ -53,6 +53,7 @@ class Subspace:
     rank: int
     bits: int
     seeded = False
+    lossless = False
 
     @staticmethod
     def rebuild(trained: jax.Array, fixed: _Fixed, old: jax.Array, leaf: Leaf) -> jax.Array:
@@ -61,7 +62,7 @@ class Subspace:
         rounded = quantize.straight_through(trained, step, fixed.grid)
         return old + geometry.update(rounded, fixed.basis, old.shape, view=leaf.view)
 
-    def start(self, site: Site) -> Parametrised:
+    def parametrise(self, site: Site) -> Parametrised:
         """Coefficients of zero; those beyond the rank, up to its bucket, stay so."""
         found = geometry.basis_of(site.held, self.rank, index=site.number, seed=site.seed, view=site.leaf.view)
         sides, counts = zip(*map(_padded, found), strict=True)
@@ -69,9 +70,9 @@ class Subspace:
         fixed = _Fixed(quantize.grid(self.bits), geometry.Basis(*sides), np.logical_and.outer(*counts))
         return Parametrised(jnp.asarray(np.zeros(shape, np.float32)), fixed)
 
-    def block(self, trained: jax.Array, start: Parametrised, site: Site) -> Coefficients:
+    def block(self, trained: jax.Array, parametrised: Parametrised, site: Site) -> Coefficients:
         """The integers of the coefficients."""
-        return geometry.to_block(trained, self.bits, view=site.leaf.view, counts=start.fixed.counts)
+        return geometry.to_block(trained, self.bits, view=site.leaf.view, counts=parametrised.fixed.counts)
 
 
 def _padded(side: jax.Array) -> tuple[jax.Array, np.ndarray]:

@@ -66,7 +66,7 @@ def score(variables: PyTree, task: Task) -> float:
     Returns:
       Higher is better.
     """
-    mesh = task.mesh or devices.mesh_of(variables)
+    mesh = devices.mesh_for(task.mesh, variables)
     placed = devices.place(variables, mesh), devices.replicate(task.validation, mesh)
     return float(_compiled_score(task.objective, task.eval_batch_size)(*placed))
 

@@ -128,6 +128,13 @@ def example(train: PyTree | Stream, batch_size: int) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), _dtype(leaf)), train)
 
 
+def place(train: PyTree | Stream, mesh: jax.sharding.Mesh | None) -> PyTree | Stream:
+    """Training data that are on devices, on those of the mesh; what the host holds, and a stream, as they are."""
+    if isinstance(train, Stream) or any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(train)):
+        return train
+    return devices.replicate(train, mesh)
+
+
 def steps_per_epoch(train: PyTree | Stream, samples: np.ndarray | None, batch_size: int) -> int:
     """How many steps an epoch has.
 
@@ -183,7 +190,7 @@ def epoch(
         return
     chosen = np.arange(rows(train)) if samples is None else np.asarray(samples)
     order = shuffled(key, number, chosen, batch_size)
-    size = -(-rows(train) // batch_size)
+    size = -(-max(rows(train), len(chosen)) // batch_size)
     if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(train)):
         all_rows = np.zeros((size, batch_size), np.int32)
         all_rows[: len(order)] = order

@@ -56,10 +56,10 @@ def measured() -> Iterator[Compilation]:
     """
     if not _open:
         jax.monitoring.register_event_duration_secs_listener(_listen)
-    _open.append(Compilation())
+    _open.append(compilation := Compilation())
     try:
-        yield _open[-1]
+        yield compilation
     finally:
-        _open.pop()
+        _open.remove(compilation)
         if not _open:
             jax.monitoring.unregister_event_duration_listener(_listen)

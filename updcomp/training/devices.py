@@ -71,8 +71,18 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     """
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1:
-            return cast(Mesh, leaf.sharding.mesh)
+            return automatic(cast(Mesh, leaf.sharding.mesh))
     return None
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The same mesh with axes over which the compiler shards by itself, as compiled functions here need them."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def mesh_for(mesh: Mesh | None, tree: PyTree) -> Mesh | None:
+    """The mesh to train on: the given one, or that of a model whose leaves are on several devices."""
+    return mesh_of(tree) if mesh is None else automatic(mesh)
 
 
 def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -90,8 +100,11 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
     devices = set(mesh.devices.flat)
 
     def placed(leaf: Any) -> Any:
-        stays = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-        return leaf if stays else replicate(leaf, mesh)
+        if not isinstance(leaf, jax.Array) or leaf.sharding.device_set != devices:
+            return replicate(leaf, mesh)
+        if isinstance(leaf.sharding, NamedSharding):
+            return jax.device_put(leaf, NamedSharding(automatic(cast(Mesh, leaf.sharding.mesh)), leaf.sharding.spec))
+        return leaf
 
     return jax.tree.map(placed, tree)
 

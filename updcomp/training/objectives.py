@@ -44,7 +44,8 @@ class Objective(NamedTuple):
 
     The loss is called as `loss(variables, batch, key)`, with a key that differs at every step, and returns a floating
     scalar, or (scalar, `Extra`). If it has a parameter `train`, it gets `train=True` in training and `train=False` in
-    evaluation, and where a method leaves moving statistics as deployed.
+    evaluation. It is also False in training where the loss moves statistics that a method leaves as deployed: the model
+    then has to learn with those, and without dropout.
 
     The score is called as `score(variables, batch)`; higher is better. It returns a scalar, the mean over the rows of
     the batch, or a `Mean`, where rows count differently. Batches differ in their number of rows but are never padded.
@@ -93,7 +94,11 @@ def loss_of(
         raise Error(
             f"loss: expected a scalar, or a scalar and an Extra, found {type(extra).__name__} beside the scalar"
         )
-    return _scalar("loss", value), extra
+    metrics = jax.tree_util.tree_map_with_path(
+        lambda path, metric: _scalar(f"metric {jax.tree_util.keystr(path, simple=True, separator='/')!r}", metric),
+        extra.metrics,
+    )
+    return _scalar("loss", value), extra._replace(metrics=metrics)
 
 
 def score_of(objective: Objective, variables: PyTree, batch: PyTree) -> Mean:
@@ -228,6 +233,8 @@ def _even_size(rows: int, batch_size: int) -> int:
 
 def _scalar(what: str, value: Any) -> jax.Array:
     array = jnp.asarray(value)
+    if what.startswith("metric") and not array.ndim:
+        return array.astype(jnp.float32)
     if array.ndim or not jnp.issubdtype(array.dtype, jnp.floating):
         raise Error(
             f"{what}: expected a floating scalar, found {array.dtype} {array.shape}; take the mean of the batch"

@@ -43,12 +43,14 @@ class Task(NamedTuple):
         PyTree | Stream
     )  # arrays with a common leading axis, on devices (fast) or on the host (streamed), or a Stream
     validation: PyTree  # such arrays; they choose the best epoch and whether to send; never the test data
-    optimizer: OptimizerFactory  # learning rate -> optax transformation, such as `optax.adam`
+    optimizer: (
+        OptimizerFactory  # learning rate -> optax transformation, such as `optax.adam`; keep one, as for `Objective`
+    )
     learning_rate: float  # at the start of each training; methods multiply it
     epochs: int  # per training; a method may train more than once
     batch_size: int = 128  # rows per step; a Stream has its own
     samples: np.ndarray | None = None  # int (n,): the rows of `train` in use; None = all
-    schedule: Callable[[jax.Array], jax.Array] = constant  # progress from 0 to 1 -> factor of the learning rate
+    schedule: Callable[[jax.Array], jax.Array] = constant  # progress from 0 to 1 -> factor of the rate; keep one
     axes: Mapping[str, str] = MappingProxyType({})  # leaf pattern -> a word per axis; see `partition.of`
     mesh: jax.sharding.Mesh | None = None  # splits every batch over its axis "data"; default: that of a sharded model
     eval_batch_size: int = BATCH_SIZE  # rows at a time where the validation score is computed
@@ -70,6 +72,14 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
     if not isinstance(objective, Objective):
         found = type(objective).__name__
         raise Error(f"objective: expected updcomp.training.Objective(loss, score), found {found}")
+    for what, function in (("loss", objective.loss), ("score", objective.score)):
+        if function is not None and not callable(function):
+            raise Error(f"{what}: expected a function, found {type(function).__name__}")
+        try:
+            hash(function)
+        except TypeError:
+            found = f"found a {type(function).__name__} that cannot be hashed"
+            raise Error(f"{what}: expected a function that compiled functions can be kept by, {found}") from None
     if isinstance(task.optimizer, optax.GradientTransformation) or not callable(task.optimizer):
         found = type(task.optimizer).__name__
         advice = "give optax.adam, and Task(learning_rate=1e-3) in place of optax.adam(1e-3)"
@@ -78,6 +88,7 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         raise Error(f"epochs: expected at least 1, found {task.epochs}")
     if not task.learning_rate >= 0:
         raise Error(f"learning_rate: expected at least 0, found {task.learning_rate}")
+    _check_samples(task)
     if not batches.rows(task.validation):
         raise Error(
             "validation: expected at least one row, found none; without it no epoch and no update can be chosen"
@@ -87,3 +98,15 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
     parts = mesh.shape.get(devices.AXIS, 1) if mesh else 1
     if size % parts:
         raise Error(f"batch_size: expected a multiple of {parts} (the mesh's axis {devices.AXIS!r}), found {size}")
+
+
+def _check_samples(task: Task) -> None:
+    if task.samples is None or isinstance(task.train, Stream):
+        return
+    samples, rows = np.asarray(task.samples), batches.rows(task.train)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.integer):
+        advice = "; for booleans give np.flatnonzero of them" if samples.dtype == bool else ""
+        raise Error(f"samples: expected integers (n,), found {samples.dtype} {samples.shape}{advice}")
+    if samples.size and not (samples.min() >= 0 and samples.max() < rows):
+        found = f"found {samples.min()} to {samples.max()}"
+        raise Error(f"samples: expected row numbers from 0 to {rows - 1}, those of the training data, {found}")
