@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from updcomp.api import apply, diff, encode, inspect
+    from updcomp.api import apply, diff, encode, inspect, pack
     from updcomp.wire.errors import Error
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ _HOMES = {
     "encode": "updcomp.api",
     "apply": "updcomp.api",
     "inspect": "updcomp.api",
+    "pack": "updcomp.api",
     "Error": "updcomp.wire.errors",
 }
 
@@ -26,7 +27,7 @@ _MODULES = (
     *("subspace", "training", "trees", "wire"),
 )
 
-__all__ = ["Error", "apply", "diff", "encode", "inspect"]
+__all__ = ["Error", "apply", "diff", "encode", "inspect", "pack"]
 
 
 def __getattr__(name: str) -> Any:

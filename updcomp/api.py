@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from updcomp.trees import PyTree, from_model, to_model
+from updcomp.trees import PyTree, from_model, subtrees_at, to_model
 from updcomp.wire import container, dtypes
 from updcomp.wire.errors import BudgetError, Error, LeafError
 from updcomp.wire.packet import Block, Dense, Exact, Packet, Sparse, round_step
@@ -46,6 +46,34 @@ def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int 
     if max_bytes is not None:
         return _within_budget(before, after, max_bytes)
     return _packet(before, after, None if step is None else round_step(step))
+
+
+def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
+    """A packet of blocks that stand where the leaves of a model do: a tree in, a packet out.
+
+    Args:
+      blocks: a tree like `deployed` with a block of `updcomp.wire.packet` in place of each leaf that travels, such as
+        `delta.to_block`, `factorize.to_block` and `subspace.to_block` make them; None in place of all others.
+      deployed: the model that the update starts from.
+      seed: of `Seeded` blocks and of bases.
+
+    Returns:
+      A packet for `encode(packet, deployed)`.
+
+    Raises:
+      LeafError: something else than a block or None stands in the place of a leaf.
+
+    >>> from updcomp import delta
+    >>> deployed, new = {"w": np.zeros(3, np.float32), "b": np.zeros(2)}, np.float32([0, 0.25, -0.5])
+    >>> update = encode(pack({"w": delta.to_block(deployed["w"], new, bits=8), "b": None}, deployed), deployed)
+    >>> [round(float(weight), 2) for weight in apply(update, deployed)["w"]]
+    [0.0, 0.25, -0.5]
+    """
+    found = subtrees_at(deployed, blocks)
+    for name, block in found.items():
+        if block is not None and not isinstance(block, Block):
+            raise LeafError(f"leaf {name!r}: expected a block or None in its place, found {type(block).__name__}")
+    return Packet({name: block for name, block in found.items() if block is not None}, seed)
 
 
 def encode(packet: Packet, deployed: PyTree) -> bytes:

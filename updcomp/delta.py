@@ -2,8 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
+from updcomp import quantize
 from updcomp.trees import PyTree
+from updcomp.wire import packet
+from updcomp.wire.views import View
 
 
 def between(old: PyTree, new: PyTree) -> PyTree:
@@ -39,3 +44,31 @@ def rewind(old: PyTree, new: PyTree, mask: PyTree) -> PyTree:
     [1.0, 0.0]
     """
     return jax.tree.map(lambda o, n, m: jnp.where(m, n, o), old, new, mask)
+
+
+def to_block(
+    old: ArrayLike, new: ArrayLike, bits: int, *, mask: ArrayLike | None = None, view: View | None = None
+) -> packet.Dense | packet.Sparse:
+    """The block of a leaf's change, rounded to integers, for a `Packet`.
+
+    Args:
+      old: the deployed leaf, floating.
+      new: the trained one.
+      bits: of each weight's change, from 2 to 16; the step is the one of `quantize.dynamic_step`.
+      mask: booleans of the same shape, True = sent; default: all of it.
+      view: how the leaf is read as matrices where all of it is sent; default: the last axis is fan-out.
+
+    Returns:
+      `Dense`, or `Sparse` at the positions of a mask.
+
+    >>> block = to_block(jnp.zeros(4), jnp.array([7.0, 0.0, 1.0, 9.0]), 4, mask=jnp.array([True, False, True, False]))
+    >>> block.positions.tolist(), block.values.tolist(), block.step
+    ([0, 2], [7, 1], 1.0)
+    """
+    change = between(jnp.asarray(old, jnp.float32), jnp.asarray(new, jnp.float32))
+    where = None if mask is None else jnp.asarray(mask)
+    values, step = quantize.to_integers(change, bits, step=quantize.dynamic_step(change, bits, where=where))
+    if where is None:
+        return packet.Dense(values, step, view)
+    sent = np.asarray(where)
+    return packet.Sparse(np.flatnonzero(sent), values[sent], step)
