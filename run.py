@@ -1,5 +1,6 @@
 """Runs an experiment: `python run.py` is the quickstart, `python run.py --help` lists everything."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         return _run(arguments)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants; nothing may be flushed to it any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         command = shlex.join(["python", "run.py", *arguments])
         print(f"updcomp: interrupted; this goes on where it was: {command}", file=sys.stderr)
@@ -33,7 +37,7 @@ def _run(arguments: Sequence[str]) -> int:
     from updcomp.wire.errors import Error
 
     if {"--help", "-help", "-h"} & set(arguments):
-        print(flag_groups.help_text())
+        print(flag_groups.help_text(), flush=True)
         return 0
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a checkpoint
     values = flag_groups.define()
