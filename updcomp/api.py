@@ -69,7 +69,10 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     >>> [round(float(weight), 2) for weight in apply(update, deployed)["w"]]
     [0.0, 0.25, -0.5]
     """
-    found = subtrees_at(deployed, blocks)
+    try:
+        found = subtrees_at(deployed, blocks)
+    except ValueError as error:
+        raise LeafError(f"blocks: expected a tree like the deployed model; {error}") from None
     for name, block in found.items():
         if block is not None and not isinstance(block, Block):
             raise LeafError(f"leaf {name!r}: expected a block or None in its place, found {type(block).__name__}")
@@ -119,7 +122,7 @@ def apply(update: bytes, deployed: PyTree) -> PyTree:
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
-    """What an update's bytes say by themselves: version, kinds, counts, bits per part, fingerprints.
+    """What an update's bytes say by themselves: version, kinds, counts, bytes per part, fingerprints.
 
     Args:
       update: from `encode`.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from updcomp import trees
 from updcomp.trees import PyTree
-from updcomp.wire import views
+from updcomp.wire import errors, views
 from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.views import View
 
@@ -85,7 +85,8 @@ def of(variables: PyTree, *, axes: Mapping[str, str] | None = None, moved: Colle
             if len(words[name].split()) != leaf.ndim:
                 expected = f"expected {leaf.ndim} words for shape {leaf.shape}"
                 raise LeafError(f"axes: leaf {name!r}: {expected}, found {words[name]!r}")
-            view = views.of_words(words[name])
+            with errors.of_leaf(name):
+                view = views.of_words(words[name])
         described.append(Leaf(name, _role(leaf, view, name in in_state), view))
     statistics = frozenset(name for name in moved if is_floating(leaves[name]))
     return Partition(tuple(described), frozenset(leaves), statistics)

@@ -3,14 +3,16 @@
 In floating point, with A and B the singular vectors of W, this is LoRA-XS (Balazy et al., arXiv 2405.17604).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import quantize
+from updcomp import partition, quantize, trees
 from updcomp.quantize import Grid
+from updcomp.trees import PyTree
 from updcomp.wire import basis, dtypes, packet, views
 from updcomp.wire.errors import Error
 from updcomp.wire.views import View
@@ -47,6 +49,29 @@ def basis_of(kernel: Any, rank: int, *, index: int, seed: int = 0, view: View | 
     held = dtypes.hold(np.asarray(kernel))
     columns = basis.of(held, min(rank, basis.max_rank(held.shape, view)), seed=seed, index=index, view=view)
     return Basis(*(jnp.asarray((side * 2.0**-basis.FRACTION).astype(np.float32)) for side in columns))
+
+
+def bases_of(deployed: PyTree, rank: int, *, seed: int = 0, axes: Mapping[str, str] | None = None) -> dict[str, Basis]:
+    """The bases of all kernels of a deployed model.
+
+    Args:
+      deployed: any pytree of arrays.
+      rank: number of columns asked for.
+      seed: as for `updcomp.pack`.
+      axes: how kernels are read as matrices; see `partition.of`.
+
+    Returns:
+      Kernel name -> `Basis`.
+
+    >>> list(bases_of({"w": jnp.eye(6, 4), "b": jnp.ones(4)}, rank=2))
+    ['w']
+    """
+    parts, leaves = partition.of(deployed, axes=axes), trees.named_leaves(deployed)
+    return {
+        leaf.name: basis_of(leaves[leaf.name], rank, index=index, seed=seed, view=leaf.view)
+        for index, leaf in enumerate(parts.leaves)
+        if leaf.role == partition.KERNEL
+    }
 
 
 def update(coefficients: jax.Array, of: Basis, shape: tuple[int, ...], *, view: View | None = None) -> jax.Array:

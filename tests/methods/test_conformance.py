@@ -145,14 +145,14 @@ def test_options_are_checked_when_a_method_is_made(name, options, message):
         METHODS[name](**options)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("partial", {"ratio": 0.5}), ("low_rank", {"rank": 2}), ("subspace", {"rank": 2})]
-)
-def test_empty_leaves_and_models_without_kernels(name, options):
+@pytest.mark.parametrize("method", [METHODS["partial"](ratio=0.5), low_rank(rank=2)], ids=["partial", "low_rank"])
+def test_models_with_empty_leaves_and_without_kernels_are_updated(method):
     _, task = digits()
     deployed = {"bias": jnp.zeros(10), "empty": jnp.zeros((0, 3))}
-    made = METHODS[name](**options)(KEY, deployed, task._replace(objective=classification(_bias_alone)))
-    assert set(made.blocks) <= {"bias"}
+    task = task._replace(objective=classification(_bias_alone))
+    assert list(method(KEY, deployed, task).blocks) == ["bias"]
+    with pytest.raises(updcomp.Error, match="nothing to train: .* 'bias' .aux., 'empty' .fixed."):
+        subspace(rank=2, aux=None)(KEY, deployed, task)
 
 
 def _bias_alone(tree, images, *, train):

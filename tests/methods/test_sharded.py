@@ -10,7 +10,7 @@ import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
 from updcomp import trees
 from updcomp.methods import by_path, full, low_rank, partial, random_mask, subspace
-from updcomp.training import devices, loop
+from updcomp.training import devices, steps
 
 METHODS = {
     "full": full(bits=8),
@@ -46,7 +46,7 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
     deployed, task = regression()
     held = sharded(deployed)
     seen = []
-    compiled_steps = loop._compiled_steps
+    compiled_steps = steps.compiled_steps
 
     def watched(*arguments):
         run = compiled_steps(*arguments)
@@ -62,7 +62,7 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
         return called
 
     whole = METHODS[name](KEY, deployed, task)
-    monkeypatch.setattr(loop, "_compiled_steps", watched)
+    monkeypatch.setattr(steps, "compiled_steps", watched)
     split = METHODS[name](KEY, held, task)
     assert seen
     for placed, shards in seen:

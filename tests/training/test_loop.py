@@ -36,8 +36,8 @@ def world():
     return variables, task._replace(epochs=3)
 
 
-def plan_for(variables, name="dense", state=(), **options):
-    parts = partition.of(variables, state=state)
+def plan_for(variables, name="dense", moved=(), **options):
+    parts = partition.of(variables, moved=moved)
     return base.plan_of(name, parts, {leaf.name: as_trained for leaf in parts.of_role(KERNEL)}, **options)
 
 
@@ -206,7 +206,7 @@ def test_a_killed_training_continues_to_the_same_weights_and_statistics(tmp_path
     _, task = regression()
     variables = {"kernel": jnp.zeros((6, 2)), "mean": jnp.ones(6), "steps": jnp.int32(0)}
     names = ("mean", "steps")
-    plan = plan_for(variables, state=names, name="recorded", wrap=contribution.record)
+    plan = plan_for(variables, moved=names, name="recorded", wrap=contribution.record)
     options = {
         "plan": plan,
         "start": {"kernel": variables["kernel"]},

@@ -24,7 +24,8 @@ from updcomp.wire.packet import Block, Packet
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task.
 
-Whether it is worth sending is the protocol's decision."""
+The packet is that of the best epoch on the validation data; where no epoch beats the start, it changes nothing. Whether
+it is worth sending is the protocol's decision: see `protocol.run_round`."""
 
 Initial = Callable[[jax.Array], PyTree]
 """key -> the model that training starts from where it is not the deployed one."""

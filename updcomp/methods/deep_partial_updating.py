@@ -168,7 +168,7 @@ def _train(
     optimizer_state: Any = None,
 ) -> Fitted:
     """Trains the chosen leaves from where `begin` has them; kernels move where the mask is True, aux leaves freely."""
-    trainable = {name: begin.leaves[name] for name, _ in plan.rebuild}
+    trainable = begin.trained()
     return loop.fit(
         key,
         task,

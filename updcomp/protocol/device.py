@@ -45,7 +45,7 @@ def device_process(base: Path, update: Path, new: Path) -> None:
         raise Error(f"device: {finished.stderr.strip() or f'exit status {finished.returncode}'}")
 
 
-def save(variables: PyTree, path: Path) -> Copy:
+def save(variables: PyTree, path: str | Path) -> Copy:
     """Writes a pytree as the model file of a device.
 
     Args:
@@ -55,11 +55,11 @@ def save(variables: PyTree, path: Path) -> Copy:
     Returns:
       Both as a `Copy`.
     """
-    files.write_model(path, trees.to_model(variables))
-    return Copy(variables, path)
+    files.write_model(Path(path), trees.to_model(variables))
+    return Copy(variables, Path(path))
 
 
-def load(path: Path, like: PyTree) -> Copy:
+def load(path: str | Path, like: PyTree) -> Copy:
     """Reads a model file of a device.
 
     Args:
@@ -72,4 +72,4 @@ def load(path: Path, like: PyTree) -> Copy:
     Raises:
       Error: the file cannot be read, or holds another model.
     """
-    return Copy(trees.from_model(files.read_model(path).model, like), path)
+    return Copy(trees.from_model(files.read_model(Path(path)).model, like), Path(path))

@@ -24,27 +24,47 @@ from updcomp.wire.packet import Packet, plain_bytes
 
 
 class Round(NamedTuple):
-    """What one round gave."""
+    """What one round gave.
 
-    update: Path  # the update file
-    update_bytes: int  # its size
-    plain_bytes: int  # the same as int32 positions and float32 numbers; 0 where nothing was sent
-    sent: bool  # False: training gave nothing better, so the update says that the device keeps what it holds
-    score: float  # of the model that training gave, on the validation data, by the task's objective
-    held_score: float  # of the model that the device held
-    variables: PyTree  # the model that the device wrote, in the form of the one before
-    trained: PyTree  # the model that training gave, as the wire would make it; the same where it was sent
-    train_seconds: float  # making the packet, without compilation
-    compile_seconds: float  # of tracing and compiling what makes it
-    encode_seconds: float  # packet -> update file
-    apply_seconds: float  # the device's process, its start included
+    Attributes:
+      update: the update file.
+      update_bytes: its size.
+      plain_bytes: the same as int32 positions and float32 numbers; 0 where nothing was sent.
+      sent: False: training gave nothing better, so the update says that the device keeps what it holds.
+      score: of the model that training gave, on the validation data, by the task's objective.
+      held_score: of the model that the device held.
+      variables: the model that the device wrote, in the form of the one before.
+      trained: the model that training gave, as the wire would make it; the same where it was sent.
+      train_seconds: making the packet, without compilation.
+      compile_seconds: of tracing and compiling what makes it.
+      encode_seconds: packet -> update file.
+      apply_seconds: the device's process, its start included.
+    """
+
+    update: Path
+    update_bytes: int
+    plain_bytes: int
+    sent: bool
+    score: float
+    held_score: float
+    variables: PyTree
+    trained: PyTree
+    train_seconds: float
+    compile_seconds: float
+    encode_seconds: float
+    apply_seconds: float
 
 
 class Stage(NamedTuple):
-    """What one of several rounds trains on, and from where."""
+    """What one of several rounds trains on, and from where.
 
-    samples: np.ndarray  # int (n,): indices of the training samples that have arrived by then
-    restart: bool  # True: the update is relative to the first model, not to what the device holds
+    Attributes:
+      samples: int (n,): indices of the training samples that have arrived by then.
+      restart: True: the update is relative to the first model, not to what the device holds.
+    """
+
+    samples: np.ndarray
+    restart: bool
 
 
 class NothingSentWarning(UserWarning):
@@ -78,8 +98,8 @@ def run_round(
     task: Task,
     *,
     base: Copy | None = None,
-    update: Path,
-    new: Path,
+    update: str | Path,
+    new: str | Path,
     device: Device = device_process,
 ) -> Round:
     """One round: train an update, send it if it beats what the device holds, apply it on the device.
@@ -127,7 +147,9 @@ def run_round(
     )
 
 
-def deliver(packet: Packet, base: Copy, update: Path, new: Path, *, device: Device = device_process) -> Round:
+def deliver(
+    packet: Packet, base: Copy, update: str | Path, new: str | Path, *, device: Device = device_process
+) -> Round:
     """Sends a packet over the wire: encodes it into a file, has a device apply it, and reads back what it wrote.
 
     Args:
@@ -143,6 +165,7 @@ def deliver(packet: Packet, base: Copy, update: Path, new: Path, *, device: Devi
     Raises:
       Error: the device refuses the update.
     """
+    update, new = Path(update), Path(new)
     start = time.perf_counter()
     files.write_bytes(update, container.encode(packet, trees.to_model(base.variables)))
     encoded_at = time.perf_counter()
@@ -172,7 +195,7 @@ def run_rounds(
     task: Task,
     stages: Sequence[Stage],
     *,
-    folder: Path,
+    folder: str | Path,
     done: int = 0,
     device: Device = device_process,
 ) -> Iterator[Round]:
@@ -194,6 +217,7 @@ def run_rounds(
     Raises:
       Error: the device refuses an update, or the files of the rounds done are not one chain from the first model.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     updates = [folder / f"round-{number:03}.upd" for number in range(len(stages))]
     held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")

@@ -104,7 +104,9 @@ def rows(data: PyTree) -> int:
     """
     leaves = trees.named_leaves(data)
     if not leaves:
-        raise Error(f"data: expected arrays with a common leading axis, found none in {type(data).__name__}")
+        found = f"found none in {type(data).__name__}"
+        advice = "wrap an iterable of batches as training.Stream(iterable, steps=...)"
+        raise Error(f"data: expected arrays with a common leading axis, {found}; {advice}")
     first, *_ = leaves
     for name, leaf in leaves.items():
         if leaf.ndim == 0 or leaf.shape[0] != leaves[first].shape[0]:

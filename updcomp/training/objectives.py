@@ -33,10 +33,16 @@ class Mean(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """What a loss may return beside its value."""
+    """What a loss may return beside its value.
 
-    updated: PyTree = None  # leaves that this batch moved, such as batch statistics: paths among those of the variables
-    metrics: PyTree = None  # scalars for `Task.callback`, as means over an epoch
+    Attributes:
+      updated: a tree of the leaves that this batch moved, such as `{"batch_stats": ...}` of flax linen or
+        `nnx.state(model, nnx.BatchStat)`: its paths are among those of the variables. No gradient trains these leaves.
+      metrics: a tree of scalars; `Task.callback` gets their means over an epoch.
+    """
+
+    updated: PyTree = None
+    metrics: PyTree = None
 
 
 class Objective(NamedTuple):
@@ -87,7 +93,11 @@ def loss_of(
     Raises:
       Error: the loss is no floating scalar, or comes with something else than `Extra`.
     """
-    takes_train = "train" in inspect.signature(objective.loss).parameters
+    parameters = inspect.signature(objective.loss).parameters
+    takes_train = "train" in parameters
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 3 and not any(p.kind == p.VAR_POSITIONAL for p in parameters.values()):
+        raise Error(f"loss: expected parameters (variables, batch, key), found ({', '.join(parameters)})")
     found = objective.loss(variables, batch, key, **({"train": train} if takes_train else {}))
     value, extra = found if isinstance(found, tuple) and len(found) == 2 else (found, Extra())
     if not isinstance(extra, Extra):
@@ -95,7 +105,9 @@ def loss_of(
             f"loss: expected a scalar, or a scalar and an Extra, found {type(extra).__name__} beside the scalar"
         )
     metrics = jax.tree_util.tree_map_with_path(
-        lambda path, metric: _scalar(f"metric {jax.tree_util.keystr(path, simple=True, separator='/')!r}", metric),
+        lambda path, metric: _scalar(
+            f"metric {jax.tree_util.keystr(path, simple=True, separator='/')!r}", metric, counts=True
+        ),
         extra.metrics,
     )
     return _scalar("loss", value), extra._replace(metrics=metrics)
@@ -120,7 +132,7 @@ def score_of(objective: Objective, variables: PyTree, batch: PyTree) -> Mean:
         return Mean(-rows * loss_of(objective, variables, batch, jax.random.key(0), train=False)[0], rows)
     found = objective.score(variables, batch)
     if isinstance(found, Mean):
-        return Mean(*(_scalar("score", part) for part in found))
+        return Mean(*(_scalar(f"score: Mean.{name}", part, counts=True) for name, part in found._asdict().items()))
     return Mean(rows * _scalar("score", found), rows)
 
 
@@ -231,12 +243,10 @@ def _even_size(rows: int, batch_size: int) -> int:
     return largest if 2 * largest > min(batch_size, rows) else batch_size
 
 
-def _scalar(what: str, value: Any) -> jax.Array:
+def _scalar(what: str, value: Any, *, counts: bool = False) -> jax.Array:
+    """A float32 scalar; of integers and booleans only where they may be counts."""
     array = jnp.asarray(value)
-    if what.startswith("metric") and not array.ndim:
-        return array.astype(jnp.float32)
-    if array.ndim or not jnp.issubdtype(array.dtype, jnp.floating):
-        raise Error(
-            f"{what}: expected a floating scalar, found {array.dtype} {array.shape}; take the mean of the batch"
-        )
+    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or counts):
+        advice = "return the mean over the rows, or Mean(sum, count)" if what == "score" else "take its mean"
+        raise Error(f"{what}: expected a floating scalar, found {array.dtype} {array.shape}; {advice}")
     return array.astype(jnp.float32)

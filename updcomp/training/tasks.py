@@ -18,44 +18,69 @@ from updcomp.wire.errors import Error
 
 
 class Epoch(NamedTuple):
-    """What `Task.callback` gets after each epoch."""
+    """What `Task.callback` gets after each epoch.
 
-    training: str  # which training of the method, such as "partial-full"
-    number: int  # of the epoch, from 1
-    score: float  # on the validation data
-    loss: float  # mean over the epoch's steps
-    seconds: float  # that the epoch took, compilation and validation included
-    metrics: Any  # means of `Extra.metrics` over the epoch's steps, as NumPy scalars
+    Attributes:
+      training: which training of the method, such as "partial-full".
+      number: of the epoch, from 1.
+      score: on the validation data.
+      loss: mean over the epoch's steps.
+      seconds: that the epoch took, compilation and validation included.
+      metrics: means of `Extra.metrics` over the epoch's steps, as NumPy scalars.
+    """
+
+    training: str
+    number: int
+    score: float
+    loss: float
+    seconds: float
+    metrics: Any
 
 
 class Task(NamedTuple):
-    """What a method trains on, and how; see the comment of each field.
+    """What a method trains on, and how.
 
     Trained leaves are float32 whatever the model's dtype: bfloat16 would round single optimizer steps away.
 
     Optimizers see the user's own tree: `deployed["params"]` where `deployed` is a dict of flax collections, else all of
     `deployed`. A leaf that trains stands in its own place (as float32 weights, or as the factors or coefficients that a
     method trains instead); any other leaf is `optax.MaskedNode()`. So masks and labels written for the tree fit.
+
+    Attributes:
+      objective: a loss to minimise and a score to choose by, higher is better.
+      train: training data: a pytree of arrays with a common leading axis, on devices (fast) or on the host, memory maps
+        included (streamed); or a `Stream`.
+      validation: a pytree of such arrays; it chooses the best epoch, and whether to send; never the test data.
+      optimizer: learning rate -> optax transformation, such as `optax.adam`. Compiled functions belong to it: keep one.
+      learning_rate: at the start of each training; methods multiply it.
+      epochs: per training; a method may train more than once.
+      batch_size: rows per step; a `Stream` has its own.
+      samples: int (n,), the rows of `train` in use; None: all.
+      schedule: share of the training's steps that are done, from 0 to below 1 -> factor of the learning rate, such as
+        `optimizers.cosine` or `optax.cosine_decay_schedule(1.0, 1)`. Keep one, as for `optimizer`.
+      axes: regular expression of whole leaf paths -> a word per axis, `in`, `out` or `stack`: how kernels are read as
+        matrices; see `partition.of`. A leaf without an axis of fan-in is no kernel: `{".*/bias": "stack out"}`.
+      mesh: splits every batch over its axis "data", as `devices.data_mesh()` makes it; default: the mesh of a sharded
+        model, whose leaves stay sharded as they are, or one device.
+      eval_batch_size: the most rows at a time where the validation score is computed.
+      checkpoints: folder of this one update, where long trainings save themselves to survive a kill.
+      callback: called with an `Epoch` after each epoch.
     """
 
-    objective: Objective  # a loss to minimise and a score to choose by, higher is better
-    train: (
-        PyTree | Stream
-    )  # arrays with a common leading axis, on devices (fast) or on the host (streamed), or a Stream
-    validation: PyTree  # such arrays; they choose the best epoch and whether to send; never the test data
-    optimizer: (
-        OptimizerFactory  # learning rate -> optax transformation, such as `optax.adam`; keep one, as for `Objective`
-    )
-    learning_rate: float  # at the start of each training; methods multiply it
-    epochs: int  # per training; a method may train more than once
-    batch_size: int = 128  # rows per step; a Stream has its own
-    samples: np.ndarray | None = None  # int (n,): the rows of `train` in use; None = all
-    schedule: Callable[[jax.Array], jax.Array] = constant  # progress from 0 to 1 -> factor of the rate; keep one
-    axes: Mapping[str, str] = MappingProxyType({})  # leaf pattern -> a word per axis; see `partition.of`
-    mesh: jax.sharding.Mesh | None = None  # splits every batch over its axis "data"; default: that of a sharded model
-    eval_batch_size: int = BATCH_SIZE  # rows at a time where the validation score is computed
-    checkpoints: Path | None = None  # folder of this one update, where long trainings save themselves to survive a kill
-    callback: Callable[[Epoch], None] | None = None  # called after each epoch
+    objective: Objective
+    train: PyTree | Stream
+    validation: PyTree
+    optimizer: OptimizerFactory
+    learning_rate: float
+    epochs: int
+    batch_size: int = 128
+    samples: np.ndarray | None = None
+    schedule: Callable[[jax.Array], jax.Array] = constant
+    axes: Mapping[str, str] = MappingProxyType({})
+    mesh: jax.sharding.Mesh | None = None
+    eval_batch_size: int = BATCH_SIZE
+    checkpoints: Path | None = None
+    callback: Callable[[Epoch], None] | None = None
 
 
 def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
@@ -94,6 +119,9 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
             "validation: expected at least one row, found none; without it no epoch and no update can be chosen"
         )
     batches.steps_per_epoch(task.train, task.samples, task.batch_size)
+    if task.mesh and devices.AXIS not in task.mesh.axis_names:
+        expected = f"expected one with an axis {devices.AXIS!r}, as updcomp.training.data_mesh() makes it"
+        raise Error(f"mesh: {expected}, found {task.mesh.axis_names}; a sharded model needs no mesh here")
     size = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
     parts = mesh.shape.get(devices.AXIS, 1) if mesh else 1
     if size % parts:
