@@ -31,7 +31,7 @@ RESTARTS = {
 def variants(tmp_path_factory, deliver_here):
     """Every variant over three rounds: the folder, what its rounds gave, and how long each training was."""
     workdir = tmp_path_factory.mktemp("variants")
-    config = little_rounds(methods=tuple(rounds.VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0)
+    config = little_rounds(methods=tuple(rounds.VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0, sparse_rate=10.0)
     given, trained = {}, {}
     run_round = protocol_rounds.run_round
 
