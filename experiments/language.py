@@ -40,13 +40,13 @@ class TextConfig(TrainingConfig):
     heads: int = setting(4, "attention heads of each block")
     length: int = setting(64, "characters that the transformer reads at most, and that a sample predicts")
     dropout: float = setting(0.0, "share of each block's outputs that training drops", check=_BELOW_ONE)
-    pretrain_characters: int = setting(1_500_000, "of documentation, that the deployed model is trained on")
+    pretrain_characters: int = setting(1_200_000, "of documentation, that the deployed model is trained on")
     characters: int = setting(600_000, "of source code, that the server retrains on")
     validation_characters: int = setting(
         100_000, "of either, that choose the best epoch, and whether an update is sent"
     )
     test_characters: int = setting(200_000, "of source code, that the device meets")
-    pretrain_epochs: int = setting(6, "epochs that the deployed model is trained for")
+    pretrain_epochs: int = setting(8, "epochs that the deployed model is trained for")
     pretrain_learning_rate: float = setting(6e-3, "at the start of the deployed model's training")
     schedule: str = "cosine"
     learning_rate: float = 2e-3

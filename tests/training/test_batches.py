@@ -154,3 +154,20 @@ def test_wide_integers_are_as_wide_as_on_devices():
         "x": ((3, 2), jnp.int32),
         "y": ((3,), jnp.float32),
     }
+
+
+def test_an_iterable_may_use_its_buffer_again():
+    def reused():
+        buffer = {"x": np.empty(2, np.float32)}
+        for number in range(4):
+            buffer["x"][:] = number
+            yield buffer
+
+    assert [batch["x"][0] for batch in Stream(reused(), steps=4).take(4)] == [0, 1, 2, 3]
+
+
+def test_batches_of_other_shapes_are_noticed_in_a_later_epoch_as_well():
+    stream = Stream(iter([{"x": np.zeros(3)}, {"x": np.zeros(3)}, {"x": np.zeros(2)}]), steps=2)
+    stream.take(2)
+    with pytest.raises(Error, match="expected batches like the first"):
+        stream.take(1)

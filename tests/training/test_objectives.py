@@ -136,7 +136,7 @@ def test_without_a_score_the_loss_is_asked_in_the_mode_of_evaluation():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (jnp.zeros(3), r"loss: expected a floating scalar, found float32 \(3,\); take the mean"),
+        (jnp.zeros(3), r"loss: expected a floating scalar, found float32 \(3,\); take its mean"),
         (jnp.int32(3), r"loss: expected a floating scalar, found int32 \(\)"),
         ((jnp.float32(0), {"accuracy": 1.0}), "loss: expected a scalar, or a scalar and an Extra, found dict beside"),
     ],
@@ -148,7 +148,7 @@ def test_a_loss_of_another_form_is_refused(found, message):
 
 @pytest.mark.parametrize("found", [jnp.zeros(3), jnp.int32(1), Mean(jnp.zeros(3), jnp.float32(3))])
 def test_a_score_that_is_no_mean_is_refused(found):
-    with pytest.raises(Error, match="score: expected a floating scalar, found .*; take the mean of the batch"):
+    with pytest.raises(Error, match="score: .*expected a floating scalar, found .*; return the mean over the rows, or"):
         make_score(Objective(squared, lambda variables, batch: found))(jnp.float32(0), pairs(3))
 
 

@@ -26,10 +26,10 @@ from updcomp.training.classification import cross_entropy
         ({"optimizer": "adam"}, "optimizer: expected a function of the learning rate, found str"),
         ({"objective": REGRESSION.loss}, "objective: expected updcomp.training.Objective.*, found function"),
         ({"objective": (REGRESSION.loss, None)}, "objective: expected .*, found tuple"),
-        ({"epochs": 0}, "epochs: expected at least 1, found 0"),
-        ({"epochs": 1.5}, "epochs: expected at least 1, found 1.5"),
-        ({"learning_rate": -1.0}, "learning_rate: expected at least 0, found -1.0"),
-        ({"learning_rate": math.nan}, "learning_rate: expected at least 0, found nan"),
+        ({"epochs": 0}, "epochs: expected a whole number from 1 on, found 0"),
+        ({"epochs": 1.5}, "epochs: expected a whole number from 1 on, found 1.5"),
+        ({"learning_rate": -1.0}, "learning_rate: expected a finite number from 0 on, found -1.0"),
+        ({"learning_rate": math.nan}, "learning_rate: expected a finite number from 0 on, found nan"),
     ],
 )
 def test_a_field_that_is_not_what_it_must_be_is_named(change, message):

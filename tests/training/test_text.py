@@ -57,7 +57,12 @@ def test_docstrings_come_without_their_indentation_beside_the_topics(in_library)
     documentation = text.topics_and_docstrings()
     assert "What the module does.\n\nA place.\n\nIn two dimensions.\n\nIts length.\n\nKept, as it" in documentation
     assert "import os" not in documentation
-    assert len(documentation) > 400_000  # the topics
+    assert len(documentation) > 200_000  # the topics
+
+
+def test_no_file_is_much_of_the_text(in_library, library, monkeypatch):
+    monkeypatch.setattr(text, "_LONGEST", 6)
+    assert sorted(text.sources().split("\n\n")) == ["", "# a co", "# codi", "x = 1"]
 
 
 def test_the_text_is_the_same_in_every_process_and_a_limit_gives_its_beginning():

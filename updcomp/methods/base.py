@@ -232,7 +232,8 @@ def started(initial: Initial, key: jax.Array, task: Task, model: Model, names: I
     Raises:
       LeafError: it gives a leaf of another shape, or lacks one.
     """
-    other = model_of(initial(jax.random.fold_in(key, _INITIAL)), task).leaves
+    mesh = devices.mesh_for(task.mesh, model.variables)
+    other = trees.named_leaves(devices.place(initial(jax.random.fold_in(key, _INITIAL)), mesh))
     for name in names:
         expected, found = model.leaves[name].shape, other[name].shape if name in other else "no such leaf"
         if found != expected:

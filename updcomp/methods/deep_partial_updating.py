@@ -6,6 +6,7 @@ Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 import dataclasses
 import functools
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -124,7 +125,7 @@ class Partial:
             mask, rewound = _select(old, new, local, mask, kept, global_share=GLOBAL_SHARE[self.scores])
             fitted = _train(
                 sparse_key,
-                task if task.checkpoints is None else task._replace(checkpoints=task.checkpoints / f"{number}"),
+                task if task.checkpoints is None else task._replace(checkpoints=Path(task.checkpoints) / f"{number}"),
                 _plan("partial-sparse", model, masked, rounding.rounded)
                 if last
                 else _plan("partial-narrow", model, _narrow),

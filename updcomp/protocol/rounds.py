@@ -1,6 +1,7 @@
 """Rounds: make an update, send it if it is better, apply it on the device, read back what that holds."""
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +134,8 @@ def run_round(
     seconds = time.perf_counter() - start
     trained = trees.from_model(apply.apply(packet, trees.to_model(base.variables)), base.variables)
     new_score, held_score = score(trained, task), score(held.variables, task)
-    sent = bool(packet.blocks) and new_score > held_score
+    better = new_score > held_score or (math.isnan(held_score) and not math.isnan(new_score))
+    sent = bool(packet.blocks) and better
     if not sent:
         found = f"its score on the validation data is {new_score:.6g}, that of the model held is {held_score:.6g}"
         warnings.warn(f"nothing is sent: {found}; train longer or at another rate", NothingSentWarning, stacklevel=2)
@@ -228,7 +230,7 @@ def run_rounds(
         save(*held)
     for number in range(done, len(stages)):
         stage = stages[number]
-        training = None if task.checkpoints is None else task.checkpoints / f"round-{number:03}"
+        training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
             jax.random.fold_in(key, number),
             method,

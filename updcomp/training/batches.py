@@ -49,6 +49,7 @@ class Stream:
         self._source = batches
         self._iterator = iter(batches)
         self._next: list[PyTree] = []
+        self._shapes: tuple[Any, dict[str, str]] | None = None  # of the first batch
 
     @property
     def example(self) -> PyTree:
@@ -69,19 +70,23 @@ class Stream:
         Raises:
           Error: the iterable ends, or a batch has other shapes than the first.
         """
-        first = self.example
-        taken = [self._next.pop() if self._next else self._pull() for _ in range(count)]
-        for batch in taken:
-            if (found := _shapes(batch)) != (expected := _shapes(first)):
-                raise Error(
-                    f"train: expected batches like the first, {expected}, found {found}; drop the last, smaller one"
-                )
-        return taken
+        return [self._next.pop() if self._next else self._pull() for _ in range(count)]
+
+    def _checked(self, batch: PyTree) -> PyTree:
+        found = jax.tree.structure(batch), _shapes(batch)
+        if self._shapes is None:
+            if not rows(batch):
+                raise Error("train: expected batches of at least one row, found none in the first")
+            self._shapes = found
+        if found != self._shapes:
+            advice = "drop the last, smaller one"
+            raise Error(f"train: expected batches like the first, {self._shapes[1]}, found {found[1]}; {advice}")
+        return batch
 
     def _pull(self) -> PyTree:
         for _ in range(2):
             for batch in self._iterator:
-                return jax.tree.map(np.asarray, batch)
+                return self._checked(jax.tree.map(np.array, batch))  # a copy, as iterables may use a buffer again
             self._iterator = iter(self._source)
         advice = "give an iterable that can be iterated over again, or fewer epochs"
         raise Error(f"train: expected {self.steps} more batches for an epoch, but the iterable has ended; {advice}")

@@ -7,6 +7,7 @@ are compiled once.
 
 import hashlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from updcomp import trees
 from updcomp.training import batches, devices, objectives, steps
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.plans import Frozen, Named, Plan, unwrapped
 from updcomp.training.steps import Rates, State
 from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree
+from updcomp.wire import fingerprint
 from updcomp.wire.errors import NonFiniteError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -91,7 +94,7 @@ def fit(
     training = begin(
         key, task, plan, trainable, frozen, moved=moved, rates=rates, masks=masks, optimizer_state=optimizer_state
     )
-    saved = Checkpoints(task.checkpoints / _folder(key, task, plan, frozen, rates)) if task.checkpoints else None
+    saved = Checkpoints(Path(task.checkpoints) / _folder(training)) if task.checkpoints else None
     if saved and (found := saved.restore_latest(training.state)):
         training = training._replace(epoch=found[0], state=found[1])
     last_save = time.monotonic()
@@ -182,12 +185,24 @@ def fitted(training: Training) -> Fitted:
     )
 
 
-def _folder(key: jax.Array, task: Task, plan: Plan, frozen: Frozen, rates: dict[str, float] | None) -> str:
-    """Where a training saves itself: another setting of the same shapes has another folder."""
-    numbers = [leaf.tolist() for leaf in jax.tree.leaves(frozen.fixed) if isinstance(leaf, np.ndarray | np.generic)]
-    setting = (task.epochs, task.batch_size, task.learning_rate, sorted((rates or {}).items()), numbers)
-    said = repr((jax.random.key_data(key).tolist(), *setting, plan.partition, [name for name, _ in plan.rebuild]))
-    return f"{plan.name}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+def _folder(training: Training) -> str:
+    """Where a training saves itself: its name, and a digest of all that it starts from but its data and functions."""
+    task, plan, state = training.task, training.plan, training.state
+    samples = None if task.samples is None else np.asarray(task.samples).tolist()
+    options = (task.epochs, task.batch_size, samples, sorted(plan.partition.chosen), [name for name, _ in plan.rebuild])
+    digest = hashlib.sha256(repr((plan.name, *options)).encode())
+    start = (
+        training.key,
+        training.rates,
+        training.frozen,
+        training.masks,
+        state.trainable,
+        state.moved,
+        state.optimizer,
+    )
+    for name, leaf in trees.to_model(start).items():
+        digest.update(fingerprint.leaf_digest(name, leaf))
+    return f"{plan.name}-{digest.hexdigest()[:12]}"
 
 
 def _validated(training: Training) -> Training:

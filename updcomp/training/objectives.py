@@ -71,7 +71,7 @@ class Objective(NamedTuple):
 class Signature(NamedTuple):
     """What a loss gives beside its value."""
 
-    updated: dict[str, tuple[int, ...]]  # name -> shape of each leaf that it moves
+    updated: dict[str, jax.ShapeDtypeStruct]  # name -> each leaf that it moves
     metrics: PyTree  # of `jax.ShapeDtypeStruct`
 
 
@@ -110,7 +110,8 @@ def loss_of(
         ),
         extra.metrics,
     )
-    return _scalar("loss", value), extra._replace(metrics=metrics)
+    updated = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, int | float) else leaf, extra.updated)
+    return _scalar("loss", value), Extra(updated, metrics)
 
 
 def score_of(objective: Objective, variables: PyTree, batch: PyTree) -> Mean:
@@ -203,8 +204,7 @@ def _signature(objective: Objective, structure: Any, avals: tuple[Any, ...], tra
     variables, batch = jax.tree.unflatten(structure, avals)
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, extra = jax.eval_shape(functools.partial(loss_of, objective, train=train), variables, batch, key)
-    updated = {name: leaf.shape for name, leaf in trees.named_leaves(extra.updated).items()}
-    return Signature(updated, extra.metrics)
+    return Signature(trees.named_leaves(extra.updated), extra.metrics)
 
 
 def signature(objective: Objective, variables: PyTree, batch: PyTree, *, train: bool) -> Signature:
@@ -225,11 +225,14 @@ def signature(objective: Objective, variables: PyTree, batch: PyTree, *, train: 
     leaves, structure = jax.tree.flatten((variables, batch))
     found = _signature(objective, structure, tuple(_aval(leaf) for leaf in leaves), train)
     names = trees.named_leaves(variables)
-    for name, shape in found.updated.items():
+    for name, leaf in found.updated.items():
         if name not in names:
             raise Error(f"loss: Extra.updated has a leaf {name!r}; expected paths of the variables: {sorted(names)}")
-        if shape != names[name].shape:
-            raise Error(f"loss: Extra.updated leaf {name!r}: expected shape {names[name].shape}, found {shape}")
+        old = names[name]
+        kinds = [jnp.issubdtype(dtype, jnp.floating) or dtype for dtype in (old.dtype, leaf.dtype)]
+        if leaf.shape != old.shape or kinds[0] != kinds[1]:
+            expected = f"expected {old.dtype} {old.shape}"
+            raise Error(f"loss: Extra.updated leaf {name!r}: {expected}, found {leaf.dtype} {leaf.shape}")
     return found
 
 
@@ -247,6 +250,6 @@ def _scalar(what: str, value: Any, *, counts: bool = False) -> jax.Array:
     """A float32 scalar; of integers and booleans only where they may be counts."""
     array = jnp.asarray(value)
     if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or counts):
-        advice = "return the mean over the rows, or Mean(sum, count)" if what == "score" else "take its mean"
+        advice = "return the mean over the rows, or Mean(sum, count)" if what.startswith("score") else "take its mean"
         raise Error(f"{what}: expected a floating scalar, found {array.dtype} {array.shape}; {advice}")
     return array.astype(jnp.float32)

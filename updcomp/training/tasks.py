@@ -63,7 +63,8 @@ class Task(NamedTuple):
       mesh: splits every batch over its axis "data", as `devices.data_mesh()` makes it; default: the mesh of a sharded
         model, whose leaves stay sharded as they are, or one device.
       eval_batch_size: the most rows at a time where the validation score is computed.
-      checkpoints: folder of this one update, where long trainings save themselves to survive a kill.
+      checkpoints: folder of this one update, where long trainings save themselves to survive a kill. Training goes on
+        from there for the same method, settings, model, key and `samples`; the data and functions are not compared.
       callback: called with an `Epoch` after each epoch.
     """
 
@@ -79,7 +80,7 @@ class Task(NamedTuple):
     axes: Mapping[str, str] = MappingProxyType({})
     mesh: jax.sharding.Mesh | None = None
     eval_batch_size: int = BATCH_SIZE
-    checkpoints: Path | None = None
+    checkpoints: str | Path | None = None
     callback: Callable[[Epoch], None] | None = None
 
 
@@ -109,10 +110,18 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         found = type(task.optimizer).__name__
         advice = "give optax.adam, and Task(learning_rate=1e-3) in place of optax.adam(1e-3)"
         raise Error(f"optimizer: expected a function of the learning rate, found {found}; {advice}")
-    if not isinstance(task.epochs, int) or task.epochs < 1:
-        raise Error(f"epochs: expected at least 1, found {task.epochs}")
-    if not task.learning_rate >= 0:
-        raise Error(f"learning_rate: expected at least 0, found {task.learning_rate}")
+    for name in ("epochs", "batch_size", "eval_batch_size"):
+        count: Any = getattr(task, name)
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            raise Error(f"{name}: expected a whole number from 1 on, found {count!r}")
+    rate: Any = task.learning_rate
+    if not isinstance(rate, int | float | np.number) or not 0 <= rate < np.inf:
+        found = f"found {rate if isinstance(rate, int | float | np.number) else type(rate).__name__}"
+        raise Error(
+            f"learning_rate: expected a finite number from 0 on, {found}; give a schedule as Task(schedule=...)"
+        )
+    if not callable(task.schedule):
+        raise Error(f"schedule: expected a function of the progress, found {type(task.schedule).__name__}")
     _check_samples(task)
     if not batches.rows(task.validation):
         raise Error(

@@ -1,7 +1,8 @@
 """Text that every Python installation has, as windows of characters: documentation, and source code.
 
-The documents come in an order that the SHA-256 of their names gives: any part of a text is a sample of the whole, and
-the same one in every process. Another version of Python has other documents; `digest` tells texts apart.
+The documents, none of them long, come in an order that the SHA-256 of their names gives: any part of a text is a sample
+of the whole, and the same one in every process. Another version of Python has other documents; `digest` tells texts
+apart.
 """
 
 import ast
@@ -28,6 +29,7 @@ VOCABULARY = UNKNOWN + 1
 # Not the library itself (packages, tests, applications), or tables rather than text.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
 _LEFT_OUT |= {"encodings", "pydoc_data"}
+_LONGEST = 10_000  # characters of each document; otherwise a few long ones, such as tables, would be most of a part
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _ADVICE = "use a Python whose standard library is there in full and as files, such as one from python.org or pyenv"
 
@@ -36,7 +38,7 @@ def topics_and_docstrings(limit: int | None = None, *, seed: int = 0) -> str:
     """The topics of Python's `help()`, from its language reference, and the docstrings of the standard library.
 
     Args:
-      limit: characters at most; None = all, about two million.
+      limit: characters at most; None = all, about 1.5 million.
       seed: another one gives another order of the documents.
 
     Returns:
@@ -59,7 +61,7 @@ def sources(limit: int | None = None, *, seed: int = 0) -> str:
     """The source code of the standard library, with its comments and without its docstrings.
 
     Args:
-      limit: characters at most; None = all, about seven million.
+      limit: characters at most; None = all, about 2.8 million.
       seed: another one gives another order of the files.
 
     Returns:
@@ -174,12 +176,12 @@ def _each(read: Callable[[Path], str]) -> dict[str, Callable[[], str]]:
 
 
 def _joined(documents: Mapping[str, Callable[[], str]], limit: int | None, seed: int) -> str:
-    """The documents in the seed's order, a blank line between them, up to `limit` characters."""
+    """The documents' beginnings in the seed's order, a blank line between them, up to `limit` characters."""
     text, length = [], 0
     for name in sorted(documents, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
         if limit is not None and length >= limit:
             break
-        if document := documents[name]().strip():
+        if document := documents[name]().strip()[:_LONGEST]:
             text.append(f"{document}\n\n")
             length += len(text[-1])
     return "".join(text)[:limit]
