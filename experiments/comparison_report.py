@@ -1,6 +1,7 @@
 """What people read of a comparison: the table by bytes, the one sentence, the plot."""
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +138,7 @@ def draw(panels: Any, rows: Sequence[Row], summaries: Sequence[Summary], score: 
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
         axes.annotate(f"{name} {score.shown(level)}", (0.005, level), color="gray", **place)
     axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel=f"test {score.label} on the device")
-    axes.set_title(title)
+    axes.set_title(textwrap.fill(title, 72))
     axes.legend(loc="center right")
 
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import updcomp
+from tests.methods.worlds import KEY, regression
 from updcomp import protocol, trees
 from updcomp.edge import files, store
 from updcomp.methods import METHODS
@@ -229,3 +230,14 @@ def test_what_is_sent_is_decided_by_the_task_s_own_score(tmp_path):
     assert epochs[-1].loss < epochs[0].loss
     assert epochs[-1].score < result.held_score
     assert not result.sent
+
+
+def test_a_held_model_whose_score_is_not_a_number_is_replaced(tmp_path):
+    deployed, task = regression()
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, deployed)
+    held, base = protocol.save(broken, tmp_path / "held.npz"), protocol.save(deployed, tmp_path / "base.npz")
+    files_of = {"update": tmp_path / "update", "new": tmp_path / "new.npz"}
+    done = protocol.run_round(KEY, METHODS["full"](), held, task, base=base, device=apply_here, **files_of)
+    assert done.sent
+    assert np.isnan(done.held_score)
+    assert np.isfinite(done.score)
