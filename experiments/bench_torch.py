@@ -1,6 +1,6 @@
 """The trainings of `bench_train` in PyTorch: the same models, optimizer and batches in memory. It needs torch."""
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from updcomp.training.data import Dataset
 
-torch: Any = importlib.import_module("torch")
+torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 Step = Callable[[], None]
 
