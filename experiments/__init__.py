@@ -9,7 +9,7 @@ from types import ModuleType
 from updcomp.wire.errors import Error
 
 EXPERIMENTS = {
-    "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in a minute",
+    "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in two minutes",
     "compare": "the same comparison on any dataset, model and shift",
     "language": "the same comparison of a character model that knew documentation and meets source code",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
