@@ -25,6 +25,16 @@ class Factors(NamedTuple):
     right: jax.Array  # V, float32 (stack, fan_out, rank)
 
 
+def check_rank(rank: int) -> None:
+    """Checks a number of columns that is asked for, whatever the kernel.
+
+    Raises:
+      Error: it is no integer, or below 1.
+    """
+    if not isinstance(rank, int) or rank < 1:
+        raise Error(f"rank: expected at least 1, found {rank}")
+
+
 def bucket(rank: int, largest: int) -> int:
     """The number of columns that a rank is trained with: the next power of 4, at most `largest`.
 

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import partition, quantize, trees
+from updcomp import factorize, partition, quantize, trees
 from updcomp.quantize import Grid
 from updcomp.trees import PyTree
 from updcomp.wire import basis, dtypes, packet, views
-from updcomp.wire.errors import Error
 from updcomp.wire.views import View
 
 
@@ -44,8 +43,7 @@ def basis_of(kernel: Any, rank: int, *, index: int, seed: int = 0, view: View | 
     >>> basis_of(jnp.eye(6, 4), rank=2, index=0).left.shape
     (1, 6, 2)
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise Error(f"rank: expected at least 1, found {rank}")
+    factorize.check_rank(rank)
     held = dtypes.hold(np.asarray(kernel))
     columns = basis.of(held, min(rank, basis.max_rank(held.shape, view)), seed=seed, index=index, view=view)
     return Basis(*(jnp.asarray((side * 2.0**-basis.FRACTION).astype(np.float32)) for side in columns))

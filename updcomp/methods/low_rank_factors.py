@@ -14,7 +14,6 @@ from updcomp.methods import base
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
 from updcomp.wire import packet, views
-from updcomp.wire.errors import Error
 
 
 def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10.0) -> base.Trained:
@@ -35,8 +34,7 @@ def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10
     Paper: Update Compression, section 3.
     """
     base.check_options(bits=bits, aux=aux, rate=rate)
-    if not isinstance(rank, int) or rank < 1:
-        raise Error(f"rank: expected at least 1, found {rank}")
+    factorize.check_rank(rank)
     return base.Trained("low_rank", LowRank(rank, bits), aux, rate)
 
 

@@ -12,7 +12,6 @@ from updcomp import subspace as geometry
 from updcomp.methods import base
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
-from updcomp.wire.errors import Error
 from updcomp.wire.packet import Coefficients
 
 
@@ -35,8 +34,7 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
       Error: an option is out of range.
     """
     base.check_options(bits=bits, aux=aux, rate=rate)
-    if not isinstance(rank, int) or rank < 1:
-        raise Error(f"rank: expected at least 1, found {rank}")
+    factorize.check_rank(rank)
     return base.Trained("subspace", Subspace(rank, bits), aux, rate)
 
 
