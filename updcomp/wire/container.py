@@ -75,6 +75,16 @@ def apply_update(update: bytes, base: dtypes.Model) -> dtypes.Model:
     return apply_to_any(update, (base,))
 
 
+def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
+    """The leaves of the new model in sorted name order, one at a time; it is verified when the iterator has ended."""
+    yield from sorted(apply_update(update, base).items())
+
+
+def new_metadata(update: bytes, metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata of the new model file, from that of the old one."""
+    return metadata
+
+
 def apply_to_any(update: bytes, bases: Iterable[dtypes.Model]) -> dtypes.Model:
     """The model that an update makes of the one base among these that it starts from.
 

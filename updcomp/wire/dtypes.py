@@ -4,14 +4,16 @@ A dtype that NumPy lacks (bfloat16, the float8 family) is held as its bit patter
 whose name is the dtype's: `np.dtype([("bfloat16", "<u2")])`. It survives `.npz` files and needs no other package.
 """
 
-from typing import Any, TypeAlias
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from updcomp.wire import errors
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Model: TypeAlias = dict[str, Array]
+Model: TypeAlias = Mapping[str, Array]  # leaf name -> array; a lazy one reads a leaf when it is asked for
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
@@ -26,6 +28,39 @@ _FLOATS: dict[str, type[np.floating[Any]]] = {
     "float64": np.float64,
 }
 _EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}  # mantissa, exponent bits
+
+
+class Spec(NamedTuple):
+    """What is known of a leaf before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]  # as `hold` gives it
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf."""
+        return self.size * self.dtype.itemsize
+
+
+def specs(model: Model) -> dict[str, Spec]:
+    """The shape and dtype of every leaf, in sorted name order; a lazy model says them in `specs` and reads nothing.
+
+    >>> specs({"w": np.zeros((2, 3), ">f4")})
+    {'w': Spec(shape=(2, 3), dtype=dtype('float32'))}
+    """
+    known: Mapping[str, Spec] = getattr(model, "specs", {})
+    return {name: known[name] if known else spec_of(model[name]) for name in sorted(model)}
+
+
+def spec_of(leaf: Array) -> Spec:
+    """The shape and dtype of a leaf, as `hold` gives them."""
+    held = hold(leaf[:0] if leaf.ndim else leaf)
+    return Spec(leaf.shape, held.dtype)
 
 
 def name(dtype: np.dtype[Any]) -> str:
