@@ -13,7 +13,11 @@ import numpy as np
 
 from experiments.results import write_figures
 from updcomp.wire import container, fingerprint, rans
-from updcomp.wire.packet import Block, Dense, Packet, Sparse, round_step
+from updcomp.wire.increments import round_step
+from updcomp.wire.kind import Block
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.sparse import Sparse
+from updcomp.wire.packet import Packet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,7 +69,7 @@ def _rans(count: int, repeats: int) -> dict[str, float]:
     frequencies[7] += rans.TOTAL - frequencies.sum()
     symbols = np.random.default_rng(0).choice(15, count, p=frequencies / rans.TOTAL).astype(np.uint8)
     sizes, starts = frequencies[symbols], rans.starts_of(frequencies[None])[0][symbols]
-    table = rans.make_table(frequencies[None])
+    table = rans.Table.of(frequencies[None])
     encoder = rans.Encoder()
     encoder.push(starts, sizes)
     lanes, data = encoder.finish()

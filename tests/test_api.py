@@ -8,7 +8,11 @@ import pytest
 
 import updcomp
 from updcomp import trees
-from updcomp.wire.packet import Dense, Exact, Factors, Packet, Sparse, plain_bytes
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.factors import Factors
+from updcomp.wire.kinds.sparse import Sparse
+from updcomp.wire.packet import Packet, plain_bytes
 
 
 def pair(seed=0, changed=1.0):

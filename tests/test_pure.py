@@ -12,7 +12,8 @@ import updcomp
 from updcomp import contribution, delta, factorize, subspace
 from updcomp.training import optimizers
 from updcomp.wire import views
-from updcomp.wire.packet import Packet, round_step
+from updcomp.wire.increments import round_step
+from updcomp.wire.packet import Packet
 
 
 def normal(seed, shape):

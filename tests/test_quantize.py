@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updcomp import quantize
-from updcomp.wire.packet import round_step
+from updcomp.wire.increments import round_step
 
 
 def normal(seed, shape):

@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 
 from updcomp.trees import PyTree, from_model, subtrees_at, to_model
-from updcomp.wire import container, dtypes
+from updcomp.wire import container, dtypes, inspection, versions
 from updcomp.wire.errors import BudgetError, Error, LeafError
-from updcomp.wire.packet import Block, Dense, Exact, Packet, Sparse, round_step
+from updcomp.wire.increments import round_step
+from updcomp.wire.kind import Block
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.sparse import Sparse
+from updcomp.wire.packet import Packet
 
 _LOSSY = ("float16", "bfloat16", "float32", "float64")
 _SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
@@ -74,7 +79,7 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     except ValueError as error:
         raise LeafError(f"blocks: expected a tree like the deployed model; {error}") from None
     for name, block in found.items():
-        if block is not None and not isinstance(block, Block):
+        if block is not None and not versions.is_block(block):
             raise LeafError(f"leaf {name!r}: expected a block or None in its place, found {type(block).__name__}")
     return Packet({name: block for name, block in found.items() if block is not None}, seed)
 
@@ -137,7 +142,7 @@ def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.inspect(updcomp.encode(packet, deployed))")
-    return container.inspect(update, None if deployed is None else to_model(deployed))
+    return inspection.inspect(update, None if deployed is None else to_model(deployed))
 
 
 def _check_bytes(update: object, call: str) -> None:

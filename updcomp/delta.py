@@ -7,7 +7,8 @@ from jax.typing import ArrayLike
 
 from updcomp import quantize
 from updcomp.trees import PyTree
-from updcomp.wire import packet
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.sparse import Sparse
 from updcomp.wire.views import View
 
 
@@ -48,7 +49,7 @@ def rewind(old: PyTree, new: PyTree, mask: PyTree) -> PyTree:
 
 def to_block(
     old: ArrayLike, new: ArrayLike, bits: int, *, mask: ArrayLike | None = None, view: View | None = None
-) -> packet.Dense | packet.Sparse:
+) -> Dense | Sparse:
     """The block of a leaf's change, rounded to integers, for a `Packet`.
 
     Args:
@@ -69,6 +70,6 @@ def to_block(
     where = None if mask is None else jnp.asarray(mask)
     values, step = quantize.to_integers(change, bits, step=quantize.dynamic_step(change, bits, where=where))
     if where is None:
-        return packet.Dense(values, step, view)
+        return Dense(values, step, view)
     sent = np.asarray(where)
-    return packet.Sparse(np.flatnonzero(sent), values[sent], step)
+    return Sparse(np.flatnonzero(sent), values[sent], step)

@@ -11,8 +11,9 @@ import numpy as np
 
 from updcomp import quantize
 from updcomp.quantize import Grid
-from updcomp.wire import packet, views
+from updcomp.wire import views
 from updcomp.wire.errors import Error
+from updcomp.wire.kinds import factors as wire
 from updcomp.wire.views import View
 
 _BUCKET = 4
@@ -149,9 +150,7 @@ def _rounded(factors: Factors, grid: Grid, rank: jax.Array) -> tuple[Factors, ja
     return Factors(left, right), product_step(left_step, right_step)
 
 
-def to_block(
-    factors: Factors, bits: int | Grid, *, view: View | None = None, rank: int | None = None
-) -> packet.Factors:
+def to_block(factors: Factors, bits: int | Grid, *, view: View | None = None, rank: int | None = None) -> wire.Factors:
     """The block of a kernel's trained factors, for a `Packet`.
 
     Args:
@@ -171,7 +170,7 @@ def to_block(
     columns = factors.left.shape[-1] if rank is None else rank
     rounded, step = _rounded(factors, quantize.grid(bits), np.int32(columns))
     left, right = (np.asarray(factor)[..., :columns].astype(np.int32).reshape(-1, columns) for factor in rounded)
-    return packet.Factors(left, right, float(step), view)
+    return wire.Factors(left, right, float(step), view)
 
 
 def truncated_svd(delta: jax.Array, rank: int, *, view: View | None = None) -> Factors:

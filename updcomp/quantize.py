@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from updcomp.wire.errors import Error
-from updcomp.wire.packet import round_step
+from updcomp.wire.increments import round_step
 
 # The step, in standard deviations, of the uniform quantiser with 2 L + 1 levels that has the least mean squared error
 # on a normal distribution, by bits; more bits gain nothing from clipping tails.

@@ -13,7 +13,8 @@ import numpy as np
 from updcomp import factorize, partition, quantize, trees
 from updcomp.quantize import Grid
 from updcomp.trees import PyTree
-from updcomp.wire import basis, dtypes, packet, views
+from updcomp.wire import basis, dtypes, views
+from updcomp.wire.kinds.coefficients import Coefficients
 from updcomp.wire.views import View
 
 
@@ -110,7 +111,7 @@ def _rounded(coefficients: jax.Array, grid: Grid, counts: jax.Array | None) -> t
 
 def to_block(
     coefficients: jax.Array, bits: int | Grid, *, view: View | None = None, counts: np.ndarray | None = None
-) -> packet.Coefficients:
+) -> Coefficients:
     """The block of a kernel's trained coefficients, for a `Packet`.
 
     Args:
@@ -129,4 +130,4 @@ def to_block(
     found, step = _rounded(coefficients, quantize.grid(bits), None if counts is None else counts[None])
     rows, columns = coefficients.shape[1:] if counts is None else (counts[:, 0].sum(), counts[0].sum())
     values = np.asarray(found)[:, :rows, :columns].astype(np.int32).reshape(-1, columns)
-    return packet.Coefficients(values, int(max(rows, columns)), float(step), view)
+    return Coefficients(values, int(max(rows, columns)), float(step), view)

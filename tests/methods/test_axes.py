@@ -11,7 +11,8 @@ import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, regression
 from updcomp.methods import by_path, full, low_rank, partial, random_mask, subspace
 from updcomp.training import Objective
-from updcomp.wire.packet import Factors, Half
+from updcomp.wire.kinds.factors import Factors
+from updcomp.wire.kinds.half import Half
 
 LAYERS, WIDTH = 3, 6
 AXES = {"layers/kernel": "stack in out", "layers/bias": "stack out", "heads": "in out out"}

@@ -15,7 +15,10 @@ from updcomp.edge import __main__ as edge
 from updcomp.methods import METHODS, by_path, full, low_rank, random_mask, subspace
 from updcomp.training import classification
 from updcomp.training.compilation import measured
-from updcomp.wire import apply, container, packet
+from updcomp.wire import apply, container
+from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.raw import Raw
+from updcomp.wire.kinds.seeded import Seeded
 
 # One row a way of using a method; `small` says that the update must be smaller than the raw model.
 TABLE = [
@@ -172,7 +175,7 @@ def test_training_starts_where_it_is_told(method):
 
 def test_the_raw_full_update_is_the_trained_model():
     blocks = make("full", {}, "cnn").blocks
-    assert all(isinstance(block, packet.Raw) for block in blocks.values())
+    assert all(isinstance(block, Raw) for block in blocks.values())
     assert any(name.startswith("batch_stats") for name in blocks)
 
 
@@ -199,9 +202,9 @@ def test_random_masks_differ_with_the_key_and_magnitude_masks_do_not():
             for new in (worlds.kernels(applied(made, deployed)) for made in packets)
         ]
         changed[type(packets[0].blocks["params/Dense_0/kernel"])] = moved
-    first, second = (moved["params/Dense_0/kernel"] for moved in changed[packet.Seeded])
+    first, second = (moved["params/Dense_0/kernel"] for moved in changed[Seeded])
     assert (first & second).sum() < 0.5 * first.sum()
     kernel = np.abs(deployed["params"]["Dense_0"]["kernel"])
     largest = kernel >= np.sort(kernel.ravel())[-int(0.05 * kernel.size)]
-    for moved in changed[packet.Magnitude]:
+    for moved in changed[Magnitude]:
         assert not np.any(moved["params/Dense_0/kernel"] & ~largest)

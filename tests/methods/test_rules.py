@@ -11,7 +11,13 @@ from tests.methods.worlds import KEY, assert_helps, digits, regression
 from updcomp import trees
 from updcomp.methods import METHODS, by_path, full, low_rank, magnitude_mask, partial, random_mask, subspace
 from updcomp.training import Objective, loop
-from updcomp.wire.packet import Coefficients, Dense, Factors, Half, Magnitude, Seeded, Sparse
+from updcomp.wire.kinds.coefficients import Coefficients
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.factors import Factors
+from updcomp.wire.kinds.half import Half
+from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.seeded import Seeded
+from updcomp.wire.kinds.sparse import Sparse
 
 
 def deep():

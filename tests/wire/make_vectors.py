@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.wire import samples
 from updcomp.edge import files
-from updcomp.wire import apply, basis, container, dtypes, fingerprint, views
+from updcomp.wire import apply, basis, container, dtypes, fingerprint, inspection, views
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -27,7 +27,7 @@ def main() -> None:
     expected = {
         "fingerprint": fingerprint.of(base).hex(),
         "basis": {"left": left.astype(int).tolist(), "right": right.astype(int).tolist()},
-        "inspect": container.inspect(update),
+        "inspect": inspection.inspect(update),
         "new_leaves": {name: dtypes.flat_bits(new[name]).tobytes().hex() for name in sorted(packet.blocks)},
     }
     (FOLDER / "views.json").write_text(json.dumps(expected, indent=1) + "\n")

@@ -3,8 +3,19 @@
 import numpy as np
 
 from updcomp.wire import dtypes, hashing, packet, views
+from updcomp.wire.increments import round_step
+from updcomp.wire.kind import Block
+from updcomp.wire.kinds.coefficients import Coefficients
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.factors import Factors
+from updcomp.wire.kinds.half import Half
+from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.raw import Raw
+from updcomp.wire.kinds.seeded import Seeded
+from updcomp.wire.kinds.sparse import Sparse
 
-STEP = packet.round_step(0.01)
+STEP = round_step(0.01)
 
 
 def bits(count: int, stream: int, width: int = 64) -> np.ndarray:
@@ -51,37 +62,37 @@ def packets() -> dict[str, packet.Packet]:
     kernel = base["dense/kernel"]
     places = np.unique(bits(30, 20, 7).astype(np.int64))
     kinds = {
-        "raw": {"dense/bias": packet.Raw(kernel[0] * 2), "more/19": packet.Raw(np.uint16([1, 2]))},
+        "raw": {"dense/bias": Raw(kernel[0] * 2), "more/19": Raw(np.uint16([1, 2]))},
         "exact": {
-            "dense/kernel": packet.Exact(np.where(bits(240, 21, 3).reshape(24, 10) == 0, kernel * 1.001, kernel)),
-            "quantised": packet.Exact(base["quantised"][::-1].copy()),
-            "seen": packet.Exact(~base["seen"]),
-            "wave": packet.Exact(base["wave"] * 2),
-            "step": packet.Exact(np.array(8, np.int64)),
+            "dense/kernel": Exact(np.where(bits(240, 21, 3).reshape(24, 10) == 0, kernel * 1.001, kernel)),
+            "quantised": Exact(base["quantised"][::-1].copy()),
+            "seen": Exact(~base["seen"]),
+            "wave": Exact(base["wave"] * 2),
+            "step": Exact(np.array(8, np.int64)),
         },
-        "half": {"dense/bias": packet.Half(kernel[1].astype(np.float16)), "scale": packet.Half(np.ones(6, np.float16))},
+        "half": {"dense/bias": Half(kernel[1].astype(np.float16)), "scale": Half(np.ones(6, np.float16))},
         "dense": {
-            "dense/kernel": packet.Dense(
+            "dense/kernel": Dense(
                 integers((24, 10), 30) * (1 + np.arange(24) // 6 * 4)[:, None].astype(np.int32), STEP
             ),
-            "conv": packet.Dense(integers((3, 3, 2, 4), 32), STEP),
-            "scale": packet.Dense(integers((6,), 34), STEP),
-            "special": packet.Dense(np.int32([1, 1, 0, 0, -1, 1, 2**31 - 1, -5]), packet.round_step(1e30)),
+            "conv": Dense(integers((3, 3, 2, 4), 32), STEP),
+            "scale": Dense(integers((6,), 34), STEP),
+            "special": Dense(np.int32([1, 1, 0, 0, -1, 1, 2**31 - 1, -5]), round_step(1e30)),
         },
-        "sparse": {"dense/kernel": packet.Sparse(places, integers(places.shape, 36) | 1, STEP)},
-        "seeded": {"dense/kernel": packet.Seeded(integers((40,), 38), STEP)},
+        "sparse": {"dense/kernel": Sparse(places, integers(places.shape, 36) | 1, STEP)},
+        "seeded": {"dense/kernel": Seeded(integers((40,), 38), STEP)},
         "magnitude": {
-            "dense/kernel": packet.Magnitude(integers((40,), 40), STEP),
-            "conv": packet.Magnitude(integers((9,), 42), STEP),
+            "dense/kernel": Magnitude(integers((40,), 40), STEP),
+            "conv": Magnitude(integers((9,), 42), STEP),
         },
-        "factors": {"dense/kernel": packet.Factors(integers((24, 2), 44), integers((10, 2), 46), STEP)},
+        "factors": {"dense/kernel": Factors(integers((24, 2), 44), integers((10, 2), 46), STEP)},
         "coefficients": {
-            "dense/kernel": packet.Coefficients(integers((5, 5), 48), 5, STEP),
-            "double": packet.Coefficients(integers((4, 3), 50), 4, STEP),
+            "dense/kernel": Coefficients(integers((5, 5), 48), 5, STEP),
+            "double": Coefficients(integers((4, 3), 50), 4, STEP),
         },
     }
     together = {name: block for blocks in kinds.values() for name, block in blocks.items()}
-    together["more/07"] = packet.Exact(np.uint16([0, 65535]))
+    together["more/07"] = Exact(np.uint16([0, 65535]))
     return {name: packet.Packet(blocks, seed=5) for name, blocks in kinds.items()} | {
         "together": packet.Packet(together, seed=2**32 - 1)
     }
@@ -96,16 +107,16 @@ VIEWS = {
 }
 
 
-def blocks_of(shape: tuple[int, ...], view: views.View | None, stream: int, rank: int = 2) -> dict[str, packet.Block]:
+def blocks_of(shape: tuple[int, ...], view: views.View | None, stream: int, rank: int = 2) -> dict[str, Block]:
     """A block of each kind that has a view, for a leaf of this shape."""
     stack, fan_in, fan_out = views.shape_of(shape, views.resolve(view, len(shape)))
     low = min(rank, fan_in, fan_out)
     left, right = integers((stack * fan_in, low), stream), integers((stack * fan_out, low), stream + 2)
     values = integers((stack * min(rank, fan_in), min(rank, fan_out)), stream + 4, 900)
     return {
-        "coefficients": packet.Coefficients(values, rank, STEP, view),
-        "dense": packet.Dense(integers(shape, stream + 6), STEP, view),
-        "factors": packet.Factors(left, right, STEP, view),
+        "coefficients": Coefficients(values, rank, STEP, view),
+        "dense": Dense(integers(shape, stream + 6), STEP, view),
+        "factors": Factors(left, right, STEP, view),
     }
 
 
@@ -132,9 +143,9 @@ def viewed_packet() -> packet.Packet:
         for kind, block in blocks_of(shape, views.of_words(words), 200 + 10 * stream).items()
     }
     plain = {
-        "bias": packet.Dense(np.int32([1, 0, -2, 0, 3]), STEP),
-        "scale": packet.Dense(np.array(3, np.int32), STEP),
-        "sparse": packet.Sparse(np.array([2, 9]), np.int32([4, -1]), STEP),
+        "bias": Dense(np.int32([1, 0, -2, 0, 3]), STEP),
+        "scale": Dense(np.array(3, np.int32), STEP),
+        "sparse": Sparse(np.array([2, 9]), np.int32([4, -1]), STEP),
     }
     return packet.Packet(blocks | plain, seed=7)
 

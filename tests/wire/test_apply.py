@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.wire import samples
-from updcomp.wire import apply, basis, dtypes, errors, packet, positions, views
+from updcomp.wire import apply, basis, dtypes, errors, increments, packet, positions, views
+from updcomp.wire.increments import round_step
+from updcomp.wire.kinds.coefficients import Coefficients
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.factors import Factors
+from updcomp.wire.kinds.half import Half
+from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.raw import Raw
+from updcomp.wire.kinds.seeded import Seeded
+from updcomp.wire.kinds.sparse import Sparse
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 
@@ -56,15 +66,15 @@ def bits_after(block, old, seed=0, index=0):
     step=st.floats(1e-37, 1e38),
 )
 def test_dense_increments_are_those_of_python_floats(dtype, data, integers, step):
-    old, step = leaf_of(data, dtype), packet.round_step(step)
-    assert bits_after(packet.Dense(integers, step), old) == reference(old, integers.tolist(), step)
+    old, step = leaf_of(data, dtype), round_step(step)
+    assert bits_after(Dense(integers, step), old) == reference(old, integers.tolist(), step)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_half_adds_the_delta_and_keeps_bits_where_it_is_zero(dtype):
     old = leaf_of([1.0, -0.0, np.nan, 0.1, -np.inf], dtype)
     delta = np.float16([0.5, -0.0, 1, 6e-8, 3])
-    assert bits_after(packet.Half(delta), old) == reference(old, delta.tolist(), 1.0)
+    assert bits_after(Half(delta), old) == reference(old, delta.tolist(), 1.0)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -76,9 +86,9 @@ def test_the_three_sparse_kinds_increment_their_positions_only(dtype):
         "magnitude": positions.largest(old, 30),
     }
     blocks = {
-        "sparse": packet.Sparse(places["sparse"], values, samples.STEP),
-        "seeded": packet.Seeded(values, samples.STEP),
-        "magnitude": packet.Magnitude(values, samples.STEP),
+        "sparse": Sparse(places["sparse"], values, samples.STEP),
+        "seeded": Seeded(values, samples.STEP),
+        "magnitude": Magnitude(values, samples.STEP),
     }
     for kind, block in blocks.items():
         integers = np.zeros(96, np.int64)
@@ -94,12 +104,12 @@ def test_products_are_those_of_python_integers(dtype, shape):
     rank = min(fan_in, fan_out, 4)
     left, right = samples.integers((fan_in, rank), 63, 900), samples.integers((fan_out, rank), 65, 900)
     product = (left.astype(object) @ right.T.astype(object)).ravel().tolist()
-    assert bits_after(packet.Factors(left, right, samples.STEP), old) == reference(old, product, samples.STEP)
+    assert bits_after(Factors(left, right, samples.STEP), old) == reference(old, product, samples.STEP)
 
     values = samples.integers((min(rank, fan_in), min(rank, fan_out)), 67)
     a, b = (side[0].astype(int).astype(object) for side in basis.of(old, rank, seed=2, index=1))
     product = (a @ values.astype(object) @ b.T).ravel().tolist()
-    found = bits_after(packet.Coefficients(values, rank, samples.STEP), old, seed=2, index=1)
+    found = bits_after(Coefficients(values, rank, samples.STEP), old, seed=2, index=1)
     assert found == reference(old, product, samples.STEP * 2.0**-28)
 
 
@@ -133,29 +143,29 @@ def test_large_stacks_are_the_same_as_small_ones(words):
         factors = samples.blocks_of(shape, view, 91)["factors"]
         stack, fan_in, fan_out = views.shape_of(shape, view)
         left, right = factors.left.reshape(stack, fan_in, -1), factors.right.reshape(stack, fan_out, -1)
-        dense = packet.Dense(views.join(left @ right.transpose(0, 2, 1), shape, view), samples.STEP, view)
+        dense = Dense(views.join(left @ right.transpose(0, 2, 1), shape, view), samples.STEP, view)
         np.testing.assert_array_equal(
             apply.apply_block(factors, old, seed=0, index=0), apply.apply_block(dense, old, seed=0, index=0)
         )
 
 
 def test_large_leaves_are_the_same_as_small_ones_slice_by_slice():
-    size = 3 * apply._SLICE + 17
+    size = 3 * increments._SLICE + 17
     old = samples.floats((size,), 70).astype(np.float32)
     values = samples.integers((size,), 71)
-    whole = apply.apply_block(packet.Dense(values, samples.STEP), old, seed=0, index=0)
+    whole = apply.apply_block(Dense(values, samples.STEP), old, seed=0, index=0)
     expected = old + (values.astype(np.float64) * samples.STEP).astype(np.float32)
     np.testing.assert_array_equal(whole, np.where(values == 0, old, expected))
-    sparse = packet.Sparse(np.arange(size), values, samples.STEP)
+    sparse = Sparse(np.arange(size), values, samples.STEP)
     np.testing.assert_array_equal(apply.apply_block(sparse, old, seed=0, index=0), whole)
     matrix, left, right = (
         old[: 650 * 290].reshape(650, 290),
         samples.integers((650, 3), 73),
         samples.integers((290, 3), 75),
     )
-    whole = apply.apply_block(packet.Factors(left, right, samples.STEP), matrix, seed=0, index=0)
+    whole = apply.apply_block(Factors(left, right, samples.STEP), matrix, seed=0, index=0)
     product = left.astype(np.int64) @ right.T.astype(np.int64)
-    dense = packet.Dense(product.astype(np.int32), samples.STEP)
+    dense = Dense(product.astype(np.int32), samples.STEP)
     np.testing.assert_array_equal(whole, apply.apply_block(dense, matrix, seed=0, index=0))
 
 
@@ -179,37 +189,37 @@ OUT_IN, STACKED = views.View((1,), (0,)), views.View((), (1,))
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (packet.Raw(np.zeros((24, 10), np.float64)), "float64"),
-        (packet.Exact(np.zeros((10, 24), np.float32)), r"\(24, 10\)"),
-        (packet.Half(np.zeros(240, np.float16)), "delta"),
-        (packet.Half(np.full((24, 10), np.nan, np.float16)), "finite"),
-        (packet.Dense(VALUES[:3], STEP), "shape of values"),
-        (packet.Dense(VALUES.astype(np.float32), STEP), "values: expected integers that fit int32, found float32"),
-        (packet.Dense(VALUES.astype(np.int64) << 31, STEP), "values: expected integers that fit int32, found 0 to"),
-        (packet.Sparse(np.array([1.0]), np.ones(1, np.int32), STEP), "positions: expected integers that fit int64"),
-        (packet.Sparse(np.array([2**63], np.uint64), np.ones(1, np.int32), STEP), "positions: .* found 0 to 9223"),
-        (VALUES, "block: expected one of packet's kinds such as Dense, found ndarray"),
-        (packet.Dense(VALUES, STEP, "in out"), "view: expected a View as views.of_words returns it, found 'in out'"),
-        (packet.Dense(VALUES, STEP, views.View((0,), (2,))), "view: expected ascending axes below 2"),
-        (packet.Dense(VALUES, STEP, views.View((), ())), "at least one of them in or out"),
-        (packet.Factors(VALUES, VALUES, STEP, views.View((0, 0), (1,))), "none of them twice"),
-        (packet.Factors(VALUES[:, :1], VALUES[:10, :1], STEP, OUT_IN), "factors"),
-        (packet.Factors(VALUES[:, :2], np.ones((240, 2), np.int32), STEP, STACKED), "rank: expected 1 to 1"),
-        (packet.Coefficients(VALUES[:3, :3], 3, STEP, STACKED), "shape of values"),
-        (packet.Dense(VALUES, 0.1), "step"),
-        (packet.Dense(VALUES, float("nan")), "step"),
-        (packet.Sparse(np.array([1, 1]), np.ones(2, np.int32), STEP), "ascending"),
-        (packet.Sparse(np.array([1, 240]), np.ones(2, np.int32), STEP), "239"),
-        (packet.Sparse(np.array([-1, 2]), np.ones(2, np.int32), STEP), "positions"),
-        (packet.Sparse(np.array([1, 2, 3]), np.ones(2, np.int32), STEP), "positions"),
-        (packet.Seeded(np.ones(241, np.int32), STEP), "at most 240"),
-        (packet.Magnitude(np.ones((2, 2), np.int32), STEP), "one axis"),
-        (packet.Factors(np.ones((24, 2), np.int32), np.ones((10, 3), np.int32), STEP), "factors"),
-        (packet.Factors(np.ones((24, 11), np.int32), np.ones((10, 11), np.int32), STEP), "rank"),
-        (packet.Factors(np.full((24, 2), 2**30, np.int32), np.full((10, 2), 2**30, np.int32), STEP), "2\\^53"),
-        (packet.Coefficients(np.ones((4, 5), np.int32), 4, STEP), "shape of values"),
-        (packet.Coefficients(np.ones((0, 0), np.int32), 0, STEP), "rank"),
-        (packet.Coefficients(np.full((9, 9), 2**30, np.int32), 9, STEP), "2\\^53"),
+        (Raw(np.zeros((24, 10), np.float64)), "float64"),
+        (Exact(np.zeros((10, 24), np.float32)), r"\(24, 10\)"),
+        (Half(np.zeros(240, np.float16)), "delta"),
+        (Half(np.full((24, 10), np.nan, np.float16)), "finite"),
+        (Dense(VALUES[:3], STEP), "shape of values"),
+        (Dense(VALUES.astype(np.float32), STEP), "values: expected integers that fit int32, found float32"),
+        (Dense(VALUES.astype(np.int64) << 31, STEP), "values: expected integers that fit int32, found 0 to"),
+        (Sparse(np.array([1.0]), np.ones(1, np.int32), STEP), "positions: expected integers that fit int64"),
+        (Sparse(np.array([2**63], np.uint64), np.ones(1, np.int32), STEP), "positions: .* found 0 to 9223"),
+        (VALUES, "block: expected one of Raw, .*Dense.*, found ndarray"),
+        (Dense(VALUES, STEP, "in out"), "view: expected a View as views.of_words returns it, found 'in out'"),
+        (Dense(VALUES, STEP, views.View((0,), (2,))), "view: expected ascending axes below 2"),
+        (Dense(VALUES, STEP, views.View((), ())), "at least one of them in or out"),
+        (Factors(VALUES, VALUES, STEP, views.View((0, 0), (1,))), "none of them twice"),
+        (Factors(VALUES[:, :1], VALUES[:10, :1], STEP, OUT_IN), "factors"),
+        (Factors(VALUES[:, :2], np.ones((240, 2), np.int32), STEP, STACKED), "rank: expected 1 to 1"),
+        (Coefficients(VALUES[:3, :3], 3, STEP, STACKED), "shape of values"),
+        (Dense(VALUES, 0.1), "step"),
+        (Dense(VALUES, float("nan")), "step"),
+        (Sparse(np.array([1, 1]), np.ones(2, np.int32), STEP), "ascending"),
+        (Sparse(np.array([1, 240]), np.ones(2, np.int32), STEP), "239"),
+        (Sparse(np.array([-1, 2]), np.ones(2, np.int32), STEP), "positions"),
+        (Sparse(np.array([1, 2, 3]), np.ones(2, np.int32), STEP), "positions"),
+        (Seeded(np.ones(241, np.int32), STEP), "at most 240"),
+        (Magnitude(np.ones((2, 2), np.int32), STEP), "one axis"),
+        (Factors(np.ones((24, 2), np.int32), np.ones((10, 3), np.int32), STEP), "factors"),
+        (Factors(np.ones((24, 11), np.int32), np.ones((10, 11), np.int32), STEP), "rank"),
+        (Factors(np.full((24, 2), 2**30, np.int32), np.full((10, 2), 2**30, np.int32), STEP), "2\\^53"),
+        (Coefficients(np.ones((4, 5), np.int32), 4, STEP), "shape of values"),
+        (Coefficients(np.ones((0, 0), np.int32), 0, STEP), "rank"),
+        (Coefficients(np.full((9, 9), 2**30, np.int32), 9, STEP), "2\\^53"),
     ],
 )
 def test_blocks_that_do_not_fit_name_the_leaf_and_what_was_expected(block, message):
@@ -223,19 +233,19 @@ def test_blocks_that_do_not_fit_name_the_leaf_and_what_was_expected(block, messa
 def test_lossy_blocks_take_float_leaves_only(leaf):
     shape = samples.model()[leaf].shape
     with pytest.raises(errors.DtypeError, match="float32"):
-        apply.apply(packet.Packet({leaf: packet.Dense(np.ones(shape, np.int32), STEP)}), samples.model())
+        apply.apply(packet.Packet({leaf: Dense(np.ones(shape, np.int32), STEP)}), samples.model())
 
 
 def test_a_block_for_a_leaf_that_is_not_there_is_refused():
     with pytest.raises(errors.LeafError, match=r"'kernel'.*dense/kernel"):
-        apply.apply(packet.Packet({"kernel": packet.Raw(np.zeros(1))}), samples.model())
+        apply.apply(packet.Packet({"kernel": Raw(np.zeros(1))}), samples.model())
 
 
 def test_integers_of_any_width_are_taken_where_they_fit():
     model = samples.model()
     sparse = samples.packets()["sparse"].blocks["dense/kernel"]
     for integers, places in ((np.int8, np.uint8), (np.int64, np.int16), (">i4", ">u2")):
-        narrow = packet.Sparse(sparse.positions.astype(places), sparse.values.astype(integers), np.float32(sparse.step))
+        narrow = Sparse(sparse.positions.astype(places), sparse.values.astype(integers), np.float32(sparse.step))
         held = packet.held(packet.Packet({"dense/kernel": narrow})).blocks["dense/kernel"]
         assert [field.dtype for field in held[:2]] == [np.int64, np.int32]
         new = [apply.apply(packet.Packet({"dense/kernel": block}), model)["dense/kernel"] for block in (sparse, narrow)]

@@ -6,7 +6,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wire import fuzz, samples
-from updcomp.wire import apply, basis, container, dtypes, errors, fingerprint, header, packet, streams, views
+from updcomp.wire import (
+    apply,
+    basis,
+    container,
+    dtypes,
+    errors,
+    fingerprint,
+    header,
+    inspection,
+    kind,
+    packet,
+    streams,
+    versions,
+    views,
+)
+from updcomp.wire.kinds import factors
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.raw import Raw
+from updcomp.wire.kinds.sparse import Sparse
 
 
 def same_field(x, y):
@@ -21,7 +40,7 @@ def same(a, b):
 
 
 def raw_instead(block):
-    return packet.Raw(block.new) if isinstance(block, packet.Exact) else block
+    return Raw(block.new) if isinstance(block, Exact) else block
 
 
 @pytest.mark.parametrize("kind", samples.packets())
@@ -59,15 +78,15 @@ def test_any_block_with_any_view_returns(data, lengths, rank):
     view = views.of_words(" ".join(words))
     default = view == views.last_axis_out(len(shape))
     rank = min(rank, basis.max_rank(shape, view))
-    for kind, block in samples.blocks_of(shape, view, data.draw(st.integers(0, 99)), rank).items():
+    for name, block in samples.blocks_of(shape, view, data.draw(st.integers(0, 99)), rank).items():
         base = {"w": samples.floats(shape, 1).astype(np.float32)}
         update = container.encode(packet.Packet({"w": block}), base)
         new = container.apply_update(update, base)
         assert fingerprint.of(new) == fingerprint.of(apply.apply(packet.Packet({"w": block}), base))
         for received in container.decode(update, base).blocks.values():
             assert same(received, block._replace(view=None) if default else block)
-            assert container.inspect(update, base)["blocks"][0]["kind"] == kind
-            assert header.parse(update).version == (1 if default else 2)
+            assert inspection.inspect(update, base)["blocks"][0]["kind"] == name
+            assert header.parse(update).has_views != default
 
 
 def test_the_default_view_costs_nothing():
@@ -79,7 +98,7 @@ def test_the_default_view_costs_nothing():
         }
         update = container.encode(sent._replace(blocks=said), base)
         assert update == container.encode(sent, base)
-        assert header.parse(update).version == 1
+        assert not header.parse(update).has_views
 
 
 def test_a_view_that_fits_the_kernel_codes_it_smaller():
@@ -87,27 +106,29 @@ def test_a_view_that_fits_the_kernel_codes_it_smaller():
     values = samples.integers((64, 8, 8), 96) * scales
     base = {"w": np.zeros((64, 8, 8), np.float32)}
     sizes = [
-        len(container.encode(packet.Packet({"w": packet.Dense(values, samples.STEP, view)}), base))
+        len(container.encode(packet.Packet({"w": Dense(values, samples.STEP, view)}), base))
         for view in (None, views.of_words("in out out"))
     ]
     assert sizes[1] < 0.95 * sizes[0]
 
 
-def in_version_2(shape, number):
-    """An update of version 2 and its base, whose dense block says this number of a view."""
-    base = {"w": np.zeros(shape, np.float32)}
-    parts = header.parse(container.encode(packet.Packet({"w": packet.Dense(np.ones(shape, np.int32), 1.0)}), base))
-    return header.pack(parts._replace(version=2, heads=[head._replace(view=number) for head in parts.heads])), base
+def with_number(shape, number):
+    """An update and its base, whose second dense block says this number of a view."""
+    base = {"v": np.zeros((1, 1), np.float32), "w": np.zeros(shape, np.float32)}
+    blocks = {name: Dense(np.ones(leaf.shape, np.int32), 1.0) for name, leaf in base.items()}
+    parts = header.parse(container.encode(packet.Packet(blocks), base))
+    (first, second) = parts.heads
+    return header.pack(parts._replace(heads=[first._replace(view=2), second._replace(view=number)])), base
 
 
 @pytest.mark.parametrize(("shape", "number"), [((2, 3, 4), 22), ((2, 3, 4), 26), ((5,), 1), ((5,), 2), ((), 0)])
-def test_version_2_takes_every_view_the_default_one_too(shape, number):
-    update, base = in_version_2(shape, number)
+def test_every_view_is_taken_the_default_one_too_beside_others(shape, number):
+    update, base = with_number(shape, number)
     assert (container.apply_update(update, base)["w"] == 1).all()
     view = container.decode(update, base).blocks["w"].view
     assert (view or views.last_axis_out(len(shape))) == views.of_number(number, len(shape))
-    assert container.inspect(update)["blocks"][0]["view"] == number
-    assert container.inspect(update, base)["blocks"][0]["axes"] == views.words_of(
+    assert inspection.inspect(update)["blocks"][1]["view"] == number
+    assert inspection.inspect(update, base)["blocks"][1]["axes"] == views.words_of(
         views.of_number(number, len(shape)), len(shape)
     )
 
@@ -116,8 +137,8 @@ def test_version_2_takes_every_view_the_default_one_too(shape, number):
     ("shape", "number"), [((2, 3, 4), 0), ((2, 3, 4), 27), ((2, 3, 4), 3**60), ((5,), 0), ((5,), 3), ((), 1)]
 )
 def test_numbers_of_no_view_are_refused(shape, number):
-    update, base = in_version_2(shape, number)
-    for read in (container.decode, container.apply_update, container.inspect):
+    update, base = with_number(shape, number)
+    for read in (container.decode, container.apply_update, inspection.inspect):
         with pytest.raises(errors.CorruptUpdateError, match=f"leaf 'w': view: expected .* found {number}"):
             read(update, base)
 
@@ -126,14 +147,13 @@ def test_an_empty_stack_is_read():
     """No writer writes it, since it changes nothing."""
     base = {"w": np.zeros((0, 3, 3), np.float32)}
     same_print, writer = fingerprint.of(base), streams.Writer()
-    writer.number(1)
-    heads = [header.Head(packet.Factors, 0, 1.0, views.number(views.of_words("stack in out"), 3))]
-    update = header.pack(header.Update(2, same_print, same_print, 0, heads, *writer.finish()))
+    heads = [kind.Head(factors.KIND, 0, 1.0, 1, views.number(views.of_words("stack in out"), 3))]
+    update = header.pack(header.Update(versions.NEWEST, same_print, same_print, 0, heads, *writer.finish()))
     assert fingerprint.of(container.apply_update(update, base)) == same_print
 
 
 def test_an_endless_view_is_refused():
-    update, base = in_version_2((5,), 2**105)
+    update, base = with_number((5,), 2**105)
     with pytest.raises(errors.CorruptUpdateError, match="at most 15 bytes"):
         container.apply_update(update, base)
 
@@ -146,7 +166,7 @@ def test_any_sparse_block_returns(data):
     magnitudes = st.integers(1, 2**31 - 1)
     values = np.array([data.draw(magnitudes) for _ in places], np.int32)
     base = {"w": np.zeros(size, np.float64)}
-    sent = packet.Packet({"w": packet.Sparse(places, values, 1.0)})
+    sent = packet.Packet({"w": Sparse(places, values, 1.0)})
     received = container.decode(container.encode(sent, base), base)
     assert same(received.blocks["w"], sent.blocks["w"])
 
@@ -156,12 +176,12 @@ def test_blocks_and_sparse_entries_that_change_nothing_are_left_out():
     kernel = base["dense/kernel"]
     sent = packet.Packet(
         {
-            "dense/kernel": packet.Sparse(np.array([3, 5, 8]), np.int32([1, 0, 2]), samples.STEP),
-            "dense/bias": packet.Dense(np.zeros(10, np.int32), samples.STEP),
-            "conv": packet.Exact(base["conv"]),
-            "double": packet.Raw(base["double"].copy()),
-            "special": packet.Dense(np.int32([1, 1, 1, 0, 0, 0, 0, 0]), samples.STEP),
-            "empty": packet.Dense(np.zeros((0, 3), np.int32), samples.STEP),
+            "dense/kernel": Sparse(np.array([3, 5, 8]), np.int32([1, 0, 2]), samples.STEP),
+            "dense/bias": Dense(np.zeros(10, np.int32), samples.STEP),
+            "conv": Exact(base["conv"]),
+            "double": Raw(base["double"].copy()),
+            "special": Dense(np.int32([1, 1, 1, 0, 0, 0, 0, 0]), samples.STEP),
+            "empty": Dense(np.zeros((0, 3), np.int32), samples.STEP),
         }
     )
     received = container.decode(container.encode(sent, base), base).blocks
@@ -176,24 +196,24 @@ def test_blocks_and_sparse_entries_that_change_nothing_are_left_out():
 def test_an_exact_block_that_codes_larger_than_its_bits_is_sent_raw():
     rng = np.random.default_rng(0)
     base = {"w": rng.integers(0, 2**32, 400).astype(np.uint32)}
-    update = container.encode(packet.Packet({"w": packet.Exact(base["w"][::-1].copy())}), base)
-    assert container.inspect(update)["kinds"] == {"raw": 1}
+    update = container.encode(packet.Packet({"w": Exact(base["w"][::-1].copy())}), base)
+    assert inspection.inspect(update)["kinds"] == {"raw": 1}
     assert len(update) <= 1600 + 64
 
 
 def test_the_fixed_cost_is_at_most_64_bytes_and_4_per_sent_leaf():
     for leaves, step in ((1, 1), (40, 1), (40, 13), (1, 300)):
         base = {f"{i:05d}": np.zeros(4, np.float32) for i in range(leaves * step)}
-        sent = {name: packet.Dense(np.int32([1, 0, 0, 2]), samples.STEP) for name in sorted(base)[step - 1 :: step]}
+        sent = {name: Dense(np.int32([1, 0, 0, 2]), samples.STEP) for name in sorted(base)[step - 1 :: step]}
         update = container.encode(packet.Packet(sent, seed=2**32 - 1), base)
-        assert container.inspect(update)["bytes_by_part"]["header"] <= 64 + 4 * leaves
+        assert inspection.inspect(update)["bytes_by_part"]["header"] <= 64 + 4 * leaves
 
 
 def test_strided_big_endian_and_ml_dtypes_models_are_the_same_model():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     base = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": samples.model()["scale"]}
     other = {"a": np.asfortranarray(base["a"]).astype(">f4"), "b": base["b"].view(ml_dtypes.bfloat16)}
-    blocks = {"a": packet.Dense(np.ones((3, 4), np.int32), 0.5), "b": packet.Dense(np.ones(6, np.int32), 0.5)}
+    blocks = {"a": Dense(np.ones((3, 4), np.int32), 0.5), "b": Dense(np.ones(6, np.int32), 0.5)}
     update = container.encode(packet.Packet(blocks), other)
     assert update == container.encode(packet.Packet(blocks), base)
     assert fingerprint.of(container.apply_update(update, other)) == fingerprint.of(container.apply_update(update, base))
@@ -201,8 +221,8 @@ def test_strided_big_endian_and_ml_dtypes_models_are_the_same_model():
 
 def test_inspect_needs_no_model_and_its_parts_add_up():
     update = container.encode(samples.packets()["together"], samples.model())
-    found = container.inspect(update)
-    assert found["format_version"] == 1
+    found = inspection.inspect(update)
+    assert found["format_version"] == versions.NEWEST.number
     assert found["bytes"] == len(update) == sum(found["bytes_by_part"].values())
     assert found["base"] == fingerprint.of(samples.model()).hex()
     assert found["result"] == fingerprint.of(apply.apply(samples.packets()["together"], samples.model())).hex()
@@ -210,13 +230,13 @@ def test_inspect_needs_no_model_and_its_parts_add_up():
     assert found["seed"] == 2**32 - 1
 
 
-@pytest.mark.parametrize("base", [samples.model(), samples.viewed_model()], ids=["version 1", "version 2"])
+@pytest.mark.parametrize("base", [samples.model(), samples.viewed_model()], ids=["default views", "views"])
 def test_inspect_with_the_model_names_the_leaves(base):
     sent = samples.packets()["together"] if "conv" in base else samples.viewed_packet()
     update = container.encode(sent, base)
-    told = json.loads(json.dumps(container.inspect(update, base)))
-    plain = container.inspect(update)
-    assert told | {"blocks": plain["blocks"]} == plain
+    told = json.loads(json.dumps(inspection.inspect(update, base)))
+    plain = inspection.inspect(update)
+    assert {name: told[name] for name in plain} | {"blocks": plain["blocks"]} == plain
     for block, alone in zip(told["blocks"], plain["blocks"], strict=True):
         leaf = dtypes.hold(base[block["leaf"]])
         assert (tuple(block["shape"]), block["dtype"]) == (leaf.shape, dtypes.name(leaf.dtype))
@@ -227,7 +247,7 @@ def test_inspect_with_the_model_names_the_leaves(base):
         assert axes["convolution/factors"] == "out in in in"
         assert (axes["bias"], axes["scale"], axes["sparse"]) == ("out", "", None)
     with pytest.raises(errors.WrongBaseError, match="base model"):
-        container.inspect(update, {})
+        inspection.inspect(update, {})
 
 
 def changed(base, **leaves):
@@ -271,11 +291,12 @@ def test_a_wrong_base_is_refused(wrong):
             lambda u: fuzz.with_checksum(u[:4] + b"\3" + u[5:-4]),
             "format version: expected 1 to 2, found 3; install a newer",
         ),
-        (lambda u: fuzz.with_checksum(u[:5] + b"\1" + u[6:-4]), "flags"),
+        (lambda u: fuzz.with_checksum(u[:5] + b"\4" + u[6:-4]), "flags: expected none beyond 3, found 4"),
+        (lambda u: fuzz.with_checksum(u[:38] + b"\x80\0" + u[39:-4]), "leading zeros"),
         (lambda u: fuzz.with_checksum(u[:38] + b"\xff\xff\xff\xff\x1f" + u[39:-4]), "seed"),
         (lambda u: fuzz.with_checksum(u[:39] + b"\xff\xff\xff\xff\x0f" + u[40:-4]), "blocks"),
         (lambda u: fuzz.with_checksum(u[:40] + b"\xf0" + u[41:-4]), "block kind: expected 0 to 8, found 15"),
-        (lambda u: fuzz.with_checksum(u[:40] + b"\x3f\xff\xff\xff\xff\x0f" + u[41:-4]), "leaf index"),
+        (lambda u: fuzz.with_checksum(u[:40] + b"\x8f\xff\xff\xff\xff\x0f" + u[41:-4]), "leaf index"),
         (lambda u: fuzz.with_checksum(u[:22] + bytes(16) + u[38:-4]), "result: expected the model 0000"),
     ],
 )
@@ -294,8 +315,8 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 def test_a_gap_of_many_leaves_takes_a_longer_header():
     base = {f"{i:04d}": np.zeros(1, np.float32) for i in range(1000)}
-    sent = packet.Packet({name: packet.Raw(np.ones(1, np.float32)) for name in ("0014", "0030", "0999")})
+    sent = packet.Packet({name: Raw(np.ones(1, np.float32)) for name in ("0014", "0030", "0999")})
     update = container.encode(sent, base)
-    assert [block["leaf_index"] for block in container.inspect(update)["blocks"]] == [14, 30, 999]
+    assert [block["leaf_index"] for block in inspection.inspect(update)["blocks"]] == [14, 30, 999]
     assert container.decode(update, base).blocks.keys() == sent.blocks.keys()
     assert header.parse(update).raw == np.ones(3, np.float32).tobytes()

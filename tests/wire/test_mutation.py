@@ -7,6 +7,9 @@ import pytest
 
 from tests.wire import fuzz, samples
 from updcomp.wire import container, packet, views
+from updcomp.wire.kinds.coefficients import Coefficients
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.sparse import Sparse
 
 ALLOWED = {"CorruptUpdateError", "LeafError", "DtypeError", "NonFiniteError", "WrongBaseError", "model"}
 
@@ -24,9 +27,9 @@ def updates(base):
 @pytest.fixture(scope="module")
 def small(base):
     blocks = {
-        "dense/bias": packet.Sparse(np.array([1, 4, 7]), np.int32([1, -20, 3]), samples.STEP),
-        "double": packet.Coefficients(samples.integers((2, 2), 80), 2, samples.STEP),
-        "step": packet.Exact(np.array(5)),
+        "dense/bias": Sparse(np.array([1, 4, 7]), np.int32([1, -20, 3]), samples.STEP),
+        "double": Coefficients(samples.integers((2, 2), 80), 2, samples.STEP),
+        "step": Exact(np.array(5)),
     }
     return container.encode(packet.Packet(blocks), base)
 

@@ -193,12 +193,12 @@ def differences(leaf, sections):
     return leaf._replace(bits=[(old + v) % modulus for old, v in zip(leaf.bits, values, strict=True)])
 
 
-def read_viewed(kind, step, view, leaf, index, seed, sections):
+def read_viewed(kind, step, number, view, leaf, index, seed, sections):
     """The new leaf of a dense block, factors or coefficients."""
     stack, fan_in, fan_out, places = matrices(leaf.shape, view)
     if kind == 3:
         return increment(leaf, places, list(itertools.chain(*sections.matrix(stack * fan_in, fan_out))), step)
-    rank = sections.number()
+    rank = sections.number() if number is None else number
     if kind == 7:
         left, right = sections.matrix(stack * fan_in, rank), sections.matrix(stack * fan_out, rank)
         return increment(leaf, places, products(left, right, stack), step)
@@ -214,10 +214,10 @@ def read_viewed(kind, step, view, leaf, index, seed, sections):
     return increment(leaf, places, products(inner, rows, stack), step * 2.0**-28)
 
 
-def read_block(kind, step, view, leaf, index, seed, sections):
+def read_block(kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
     if kind in (3, 7, 8):
-        return read_viewed(kind, step, view, leaf, index, seed, sections)
+        return read_viewed(kind, step, number, view, leaf, index, seed, sections)
     size = len(leaf.bits)
     everywhere = range(size)
     if kind == 0:
@@ -229,7 +229,7 @@ def read_block(kind, step, view, leaf, index, seed, sections):
         return differences(leaf, sections)
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
-    number = sections.number()
+    number = sections.number() if number is None else number
     values = sections.segment(number)
     if kind == 4:
         places = []
@@ -248,8 +248,8 @@ def read_block(kind, step, view, leaf, index, seed, sections):
 def apply(update, model):
     """The new model: name -> Leaf."""
     magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
-    assert (magic, flags) == (b"updc", 0)
-    assert version in (1, 2)
+    assert magic == b"updc"
+    assert (version, flags) in ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3))
     assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
     assert base == fingerprint(model)
     seed, at = varint(update, 38)
@@ -261,20 +261,25 @@ def apply(update, model):
         if gap == 15:
             more, at = varint(update, at)
             gap += more
-        index, step, view = index + 1 + gap, None, None
+        index, step, number, view = index + 1 + gap, None, None, None
         if kind >= 3:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
-        if version == 2 and kind in (3, 7, 8):
+        if version == 2 and kind >= 4:
+            number, at = varint(update, at)
+        if flags & 1 and kind in (3, 7, 8):
             view, at = varint(update, at)
-        heads.append((kind, step, view, index))
+        heads.append((kind, step, number, view, index))
+    if flags & 2:
+        length, at = varint(update, at + 8)
+        at += length
     raw, at = varint(update, at)
     extra, at = varint(update, at)
     lanes = 2 ** update[at] // 2
     payload = update[at + 1 : -4]
     sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :])
     new, names = dict(model), sorted(model)
-    for kind, step, view, index in heads:
-        new[names[index]] = read_block(kind, step, view, model[names[index]], index, seed, sections)
+    for kind, step, number, view, index in heads:
+        new[names[index]] = read_block(kind, step, number, view, model[names[index]], index, seed, sections)
     sections.assert_used_up()
     assert fingerprint(new) == result
     return new

@@ -19,7 +19,8 @@ from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import dtypes
 from updcomp.wire.errors import DtypeError, Error, LeafError
-from updcomp.wire.packet import Block, Packet
+from updcomp.wire.kind import Block
+from updcomp.wire.packet import Packet
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task.

@@ -26,7 +26,8 @@ from updcomp.training.plans import Frozen, Named, Plan, Rebuild, as_trained
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
-from updcomp.wire.packet import Packet, Sparse
+from updcomp.wire.kinds.sparse import Sparse
+from updcomp.wire.packet import Packet
 
 GLOBAL_SHARE = {"combined": 0.5, "global": 1.0, "local": 0.0}
 

@@ -12,7 +12,8 @@ from updcomp.methods import base, rounding
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
 from updcomp.wire import dtypes, positions
-from updcomp.wire.packet import Magnitude, Seeded
+from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.seeded import Seeded
 
 
 def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Trained:

@@ -7,7 +7,7 @@ import jax
 from updcomp.partition import Leaf
 from updcomp.training.plans import Rebuild
 from updcomp.trees import PyTree
-from updcomp.wire.packet import Block
+from updcomp.wire.kind import Block
 
 
 class Site(NamedTuple):

@@ -10,7 +10,8 @@ from updcomp.methods import base, rounding
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
 from updcomp.training.plans import as_trained
-from updcomp.wire.packet import Dense, Raw
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.raw import Raw
 
 
 def full(

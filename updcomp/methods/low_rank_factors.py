@@ -13,7 +13,8 @@ from updcomp import factorize, quantize
 from updcomp.methods import base
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
-from updcomp.wire import packet, views
+from updcomp.wire import views
+from updcomp.wire.kinds.factors import Factors
 
 
 def low_rank(*, rank: int, bits: int = 8, aux: int | None = 16, rate: float = 10.0) -> base.Trained:
@@ -66,7 +67,7 @@ class LowRank:
         factors = _init(site.key, shape, rank, view=view, columns=factorize.bucket(int(rank), largest))
         return Parametrised(factors, _Fixed(quantize.grid(self.bits), rank))
 
-    def block(self, trained: factorize.Factors, parametrised: Parametrised, site: Site) -> packet.Factors:
+    def block(self, trained: factorize.Factors, parametrised: Parametrised, site: Site) -> Factors:
         """The integers of both factors."""
         return factorize.to_block(trained, self.bits, view=site.leaf.view, rank=int(parametrised.fixed.rank))
 

@@ -8,7 +8,11 @@ import numpy as np
 
 from updcomp import quantize
 from updcomp.partition import Leaf
-from updcomp.wire.packet import Block, Dense, Exact, Half, Raw
+from updcomp.wire.kind import Block
+from updcomp.wire.kinds.dense import Dense
+from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.half import Half
+from updcomp.wire.kinds.raw import Raw
 
 RAW = 32  # bits of aux leaves that travel as they are
 

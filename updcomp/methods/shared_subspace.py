@@ -12,7 +12,7 @@ from updcomp import subspace as geometry
 from updcomp.methods import base
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import Leaf
-from updcomp.wire.packet import Coefficients
+from updcomp.wire.kinds.coefficients import Coefficients
 
 
 def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 30.0) -> base.Trained:

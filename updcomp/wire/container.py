@@ -1,15 +1,25 @@
 """An update as bytes: encoded, decoded, applied and verified. `FORMAT.md` is the specification."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from updcomp.wire import apply as apply_
-from updcomp.wire import blocks, dtypes, errors, fingerprint, header, packet, streams, views
+from updcomp.wire import costs, dtypes, errors, fingerprint, header, packet, streams, versions, views
+from updcomp.wire import metadata as metadata_
+from updcomp.wire.kind import Block, Head
+
+Texts = Mapping[str, str]
+"""The metadata of a model file."""
 
 
-def encode(sent: packet.Packet, base: dtypes.Model) -> bytes:
+def encode(
+    sent: packet.Packet,
+    base: dtypes.Model,
+    *,
+    metadata: tuple[Texts, Texts] | None = None,
+    budget: float = 1.0,
+) -> bytes:
     """The update file of a packet.
 
     Blocks and sparse entries that change nothing are left out; an exact block that codes larger than its bits is sent
@@ -18,25 +28,35 @@ def encode(sent: packet.Packet, base: dtypes.Model) -> bytes:
     Args:
       sent: the packet.
       base: the deployed model that it starts from.
+      metadata: of the model's file before and after; None: the update says nothing of it.
+      budget: how much applying may take, as a factor of `costs.allowed`: a device refuses what is beyond its own.
 
     Returns:
       The file's bytes.
 
     Raises:
+      CostError: applying it would take more than the budget, or it is longer than an update may be.
       Error: a block does not fit its leaf.
     """
     if not 0 <= sent.seed < 1 << 32:
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
     sent = packet.held(sent)
     new = apply_.apply(sent, base)
-    base_digests = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in base.items()}
+    base_digests = _digests(base)
     digests = base_digests | {name: fingerprint.leaf_digest(name, new[name]) for name in sent.blocks}
     indices = {name: index for name, index in apply_.leaf_indices(base).items() if digests[name] != base_digests[name]}
-    version = max((blocks.version_of(sent.blocks[name], np.ndim(base[name])) for name in indices), default=1)
-    writer = streams.Writer()
-    heads = [blocks.write(sent.blocks[name], dtypes.hold(base[name]), index, writer) for name, index in indices.items()]
-    base_print, result_print = fingerprint.of_digests(base_digests), fingerprint.of_digests(digests)
-    return header.pack(header.Update(version, base_print, result_print, sent.seed, heads, *writer.finish()))
+    writer, heads = streams.Writer(), []
+    for name, index in indices.items():
+        head = versions.kind_of(sent.blocks[name]).write(sent.blocks[name], dtypes.hold(base[name]), writer)
+        heads.append(head._replace(leaf=index))
+    heads = _heads_said(heads, [np.ndim(base[name]) for name in indices])
+    raw, extra, lanes, coded = writer.finish()
+    change = None if metadata is None else metadata_.change(*metadata)
+    prints = fingerprint.of_digests(base_digests), fingerprint.of_digests(digests)
+    parts = header.Update(versions.NEWEST, *prints, sent.seed, heads, raw, extra, lanes, coded, change)
+    update = header.pack(parts)
+    _check_cost(parts, len(update), dtypes.specs(base), budget)
+    return update
 
 
 def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
@@ -52,18 +72,23 @@ def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
     Raises:
       CorruptUpdateError: damaged, truncated, or of a version or kind that this code does not know.
       WrongBaseError: the base is another model.
+      CostError: it would take more than the default budget.
     """
     parts = header.parse(update)
-    _check_base(parts, base)
-    return _decode(parts, base)
+    check_base(parts, [fingerprint.of(base)])
+    blocks = _Blocks(parts, len(update), dtypes.specs(base), 1.0)
+    decoded = {name: blocks.read(name, dtypes.hold(base[name])) for name in blocks.names}
+    blocks.finish()
+    return packet.Packet(decoded, parts.seed)
 
 
-def apply_update(update: bytes, base: dtypes.Model) -> dtypes.Model:
+def apply_update(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> dict[str, dtypes.Array]:
     """The model that an update makes of its base, verified.
 
     Args:
       update: the file's bytes.
       base: leaf name -> array; it is not changed.
+      budget: how much it may take, as a factor of `costs.allowed`; infinity allows everything.
 
     Returns:
       A new dict; leaves that the update keeps are the same array objects.
@@ -71,41 +96,74 @@ def apply_update(update: bytes, base: dtypes.Model) -> dtypes.Model:
     Raises:
       CorruptUpdateError: as `decode`, or the result is not the model that the update promises.
       WrongBaseError: the base is another model.
+      CostError: it would take more than the budget.
     """
-    return apply_to_any(update, (base,))
+    return apply_to_any(update, (base,), budget=budget)
 
 
-def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
-    """The leaves of the new model in sorted name order, one at a time; it is verified when the iterator has ended."""
-    yield from sorted(apply_update(update, base).items())
-
-
-def new_metadata(update: bytes, metadata: dict[str, str]) -> dict[str, str]:
-    """The metadata of the new model file, from that of the old one."""
-    return metadata
-
-
-def apply_to_any(update: bytes, bases: Iterable[dtypes.Model]) -> dtypes.Model:
+def apply_to_any(update: bytes, bases: Iterable[dtypes.Model], *, budget: float = 1.0) -> dict[str, dtypes.Array]:
     """The model that an update makes of the one base among these that it starts from.
 
     Args:
       update: the file's bytes.
       bases: models, tried in order; a lazy iterable is read no further than needed.
+      budget: as in `apply_update`.
 
     Returns:
       As `apply_update`.
 
     Raises:
-      CorruptUpdateError: as `apply_update`.
+      CorruptUpdateError, CostError: as `apply_update`.
       WrongBaseError: the update starts from none of them.
     """
     parts, found = header.parse(update), []
     for base in bases:
-        digests = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in base.items()}
+        digests = _digests(base)
         found.append(fingerprint.of_digests(digests))
         if found[-1] == parts.base:
-            return _applied(parts, base, digests)
+            new = dict(_new_leaves(parts, len(update), base, digests, budget))
+            return {name: new[name] for name in base}
     raise _wrong_base(parts, found)
+
+
+def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
+    """The leaves of the new model, one at a time, for models that are larger than the memory.
+
+    Each leaf of the base is read twice: once for the fingerprint, before anything else, and once for its new self.
+
+    Args:
+      update: the file's bytes.
+      base: leaf name -> array, such as `updcomp.edge.open_model` gives.
+      budget: as in `apply_update`.
+
+    Yields:
+      (name, new leaf) of every leaf, in sorted name order. The new model is verified when the iterator has ended, so
+      that nothing of it may be used before.
+
+    Raises:
+      CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
+    """
+    parts, digests = header.parse(update), _digests(base)
+    check_base(parts, [fingerprint.of_digests(digests)])
+    yield from _new_leaves(parts, len(update), base, digests, budget)
+
+
+def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
+    """The metadata of the new model file; as they are where the update says nothing of them.
+
+    Args:
+      update: the file's bytes.
+      metadata: of the file that it starts from.
+
+    Returns:
+      The new metadata.
+
+    Raises:
+      CorruptUpdateError: the update is damaged.
+      WrongBaseError: it was made from a file with other metadata.
+    """
+    change = header.parse(update).change
+    return dict(metadata) if change is None else metadata_.changed(change, metadata)
 
 
 def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Model]:
@@ -127,71 +185,133 @@ def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Mod
         yield held
 
 
-def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
-    """What an update says of itself, and with the model that it starts from also of which leaves.
-
-    Args:
-      update: the file's bytes.
-      model: the base, or None.
-
-    Returns:
-      format_version, bytes, base and result (fingerprints in hex), seed, blocks (kind, leaf_index, step and number of
-      the view of each), kinds (how many of each), and bytes_by_part (header with checksum, raw, extra_bits, coded),
-      which add up to bytes. With a model, blocks also have leaf, shape and dtype, and instead of view axes: its words.
+def check_base(parts: header.Update, found: Iterable[bytes]) -> None:
+    """Checks that an update starts from a model with one of these fingerprints.
 
     Raises:
-      CorruptUpdateError: as `decode`.
-      WrongBaseError: the update starts from another model.
+      WrongBaseError: it does not.
     """
-    parts = header.parse(update)
-    if model is not None:
-        _check_base(parts, model)
-    names = sorted(model or {})
-    sections = {"raw": len(parts.raw), "extra_bits": len(parts.extra), "coded": len(parts.coded)}
-    kinds = [head.kind.__name__.lower() for head in parts.heads]
-    return {
-        "format_version": parts.version,
-        "bytes": len(update),
-        "base": parts.base.hex(),
-        "result": parts.result.hex(),
-        "seed": parts.seed,
-        "blocks": [_told(head, model, names) for head in parts.heads],
-        "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "bytes_by_part": {"header": len(update) - sum(sections.values()), **sections},
-    }
+    if parts.base not in (known := list(found)):
+        raise _wrong_base(parts, known)
 
 
-def _told(head: header.Head, model: dtypes.Model | None, names: list[str]) -> dict[str, Any]:
-    """What `inspect` says of a block; the names are the model's, sorted."""
-    told: dict[str, Any] = {"kind": head.kind.__name__.lower(), "leaf_index": head.leaf}
-    if head.kind not in header.STEPLESS:
-        told["step"] = head.step
-    if model is None:
-        return told if head.view is None else told | {"view": head.view}
-    name = _leaf_name(head, names)
-    leaf = dtypes.hold(model[name])
-    told |= {"leaf": name, "shape": list(leaf.shape), "dtype": dtypes.name(leaf.dtype)}
-    if head.view is not None:
+def cost(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> list[costs.Cost]:
+    """What each block takes, as far as the header says: all of them, or none in version 1.
+
+    Raises:
+      CorruptUpdateError: a block fits no leaf of such a model.
+    """
+    found, names = [], list(specs)
+    for head in parts.heads:
+        name = leaf_name(head, names)
+        if head.size is not None or not head.kind.sized:
+            with errors.of_leaf(name):
+                found.append(head.kind.cost(head, specs[name], parts.lanes))
+    return found
+
+
+def leaf_name(head: Head, names: list[str]) -> str:
+    """The leaf of a block, of these sorted names.
+
+    Raises:
+      CorruptUpdateError: there are not so many.
+    """
+    if head.leaf >= len(names):
+        raise errors.CorruptUpdateError(f"leaf index: expected less than {len(names)}, found {head.leaf}")
+    return names[head.leaf]
+
+
+class _Blocks:
+    """The blocks of an update, decoded one after another; every size is bounded by the leaf."""
+
+    def __init__(
+        self, parts: header.Update, update_bytes: int, specs: Mapping[str, dtypes.Spec], budget: float
+    ) -> None:
+        """At the first block, the budget checked as far as the header says the costs."""
+        names = list(specs)
+        self.names = {leaf_name(head, names): head for head in parts.heads}
+        _check_cost(parts, update_bytes, specs, budget)
+        self._account = costs.Account(specs, update_bytes, budget)
+        self._parts = parts
+        self._specs = specs
+        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
+
+    def read(self, name: str, old: dtypes.Array) -> Block:
+        """The next block, that of this held leaf."""
+        head = self.names[name]
         with errors.of_leaf(name):
-            told["axes"] = views.words_of(views.of_number(head.view, leaf.ndim), leaf.ndim)
-    return told
+            if head.kind.sized and head.size is None:
+                head = head._replace(size=self._reader.number())
+            self._account.charge(head.kind.cost(head, self._specs[name], self._parts.lanes))
+            block: Block = head.kind.read(head, old, self._reader)
+        return block
+
+    def finish(self) -> None:
+        """Checks that nothing is left."""
+        self._reader.finish(idle_lanes=self._parts.version.idle_lanes)
 
 
-def _applied(parts: header.Update, base: dtypes.Model, digests: dict[str, bytes]) -> dtypes.Model:
-    """The new model, checked against its fingerprint; leaves that are kept are not hashed again."""
-    new = apply_.apply(_decode(parts, base), base)
-    changed = {name: fingerprint.leaf_digest(name, leaf) for name, leaf in new.items() if leaf is not base[name]}
-    found = fingerprint.of_digests(digests | changed)
-    if found != parts.result:
-        raise errors.CorruptUpdateError(
-            f"result: expected the model {parts.result.hex()}, found {found.hex()}; fetch the update again"
+def _new_leaves(
+    parts: header.Update, update_bytes: int, base: dtypes.Model, digests: dict[str, bytes], budget: float
+) -> Iterator[tuple[str, dtypes.Array]]:
+    """As `apply_leaves`, the base being the right one and these its digests; kept leaves are not hashed again."""
+    specs, digests = dtypes.specs(base), dict(digests)
+    blocks = _Blocks(parts, update_bytes, specs, budget)
+    for index, name in enumerate(specs):
+        leaf = base[name]
+        if name in blocks.names:
+            old = dtypes.hold(leaf)
+            block = blocks.read(name, old)
+            with errors.of_leaf(name):
+                leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
+            del old, block
+            digests[name] = fingerprint.leaf_digest(name, leaf)
+        yield name, leaf
+    blocks.finish()
+    if (found := fingerprint.of_digests(digests)) != parts.result:
+        raise errors.CorruptUpdateError(_mismatch(parts.result, found))
+
+
+def _mismatch(expected: bytes, found: bytes) -> str:
+    if dtypes.flushes_subnormals():
+        return (
+            "result: this process computes subnormal numbers as 0, so that no result can be exact; "
+            "a library compiled with -ffast-math switched that on: apply the update in a process without it"
         )
-    return new
+    return f"result: expected the model {expected.hex()}, found {found.hex()}; fetch the update again"
 
 
-def _check_base(parts: header.Update, model: dtypes.Model) -> None:
-    if (found := fingerprint.of(model)) != parts.base:
-        raise _wrong_base(parts, [found])
+def _digests(model: dtypes.Model) -> dict[str, bytes]:
+    return {name: fingerprint.leaf_digest(name, model[name]) for name in model}
+
+
+def _check_cost(parts: header.Update, update_bytes: int, specs: Mapping[str, dtypes.Spec], budget: float) -> None:
+    """Checks what is known before anything is decoded."""
+    if update_bytes > (longest := costs.largest_update(specs)):
+        raise errors.CostError(
+            f"update: expected at most {longest:,} bytes for this model, found {update_bytes:,}; "
+            "send a larger step or Raw"
+        )
+    account = costs.Account(specs, update_bytes, budget)
+    for block in cost(parts, specs):
+        account.charge(block)
+    _check_views(parts, specs)
+
+
+def _check_views(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> None:
+    """Checks that views are said only where one of them is not the default one."""
+    ranks = [len(spec.shape) for spec in specs.values()]
+    said = [(head.view, ranks[head.leaf]) for head in parts.heads if head.view is not None]
+    if said and all(view == views.number(views.last_axis_out(ndim), ndim) for view, ndim in said):
+        raise errors.CorruptUpdateError("views: expected none where all are the default one, found some")
+
+
+def _heads_said(heads: list[Head], ranks: list[int]) -> list[Head]:
+    """The headers, without views where all of them are the default one."""
+    defaults = [views.number(views.last_axis_out(ndim), ndim) for ndim in ranks]
+    if any(head.view not in (None, default) for head, default in zip(heads, defaults, strict=True)):
+        return heads
+    return [head._replace(view=None) for head in heads]
 
 
 def _wrong_base(parts: header.Update, found: Iterable[bytes]) -> errors.WrongBaseError:
@@ -200,23 +320,3 @@ def _wrong_base(parts: header.Update, found: Iterable[bytes]) -> errors.WrongBas
         f"base model: expected the one with fingerprint {parts.base.hex()}, found {different}; "
         "apply the update to the model that it was made from"
     )
-
-
-def _decode(parts: header.Update, base: dtypes.Model) -> packet.Packet:
-    """Decodes the payload; every size is bounded by the base's leaves."""
-    names = sorted(base)
-    reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
-    decoded = {}
-    for head in parts.heads:
-        name = _leaf_name(head, names)
-        with errors.of_leaf(name):
-            decoded[name] = blocks.read(head, dtypes.hold(base[name]), reader)
-    reader.finish()
-    return packet.Packet(decoded, parts.seed)
-
-
-def _leaf_name(head: header.Head, names: list[str]) -> str:
-    """The leaf of a block, of these sorted names."""
-    if head.leaf >= len(names):
-        raise errors.CorruptUpdateError(f"leaf index: expected less than {len(names)}, found {head.leaf}")
-    return names[head.leaf]

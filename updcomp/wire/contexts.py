@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from updcomp.wire import dtypes, models, streams
+from updcomp.wire import costs, dtypes, models, streams
 
 _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
 _SMALLEST = 64  # integers for which classes could pay
@@ -46,20 +46,38 @@ def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
     return values.reshape(shape)
 
 
-def _class_contexts(rows: dtypes.Array, columns: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
+def matrix_cost(rows: int, columns: int, lanes: int) -> costs.Cost:
+    """The cost of `read_matrix`: its elements, and the classes of rows and columns."""
+    parts = [costs.tokens(rows * columns, lanes)] + [costs.tokens(part, lanes, contexts=1) for part in (rows, columns)]
+    held = 16 * (rows + columns)
+    return costs.Cost(sum(part.operations for part in parts), held + max(part.working_bytes for part in parts))
+
+
+def _class_contexts(rows: dtypes.Array, columns: dtypes.Array) -> tuple[dtypes.Array, streams.Contexts]:
     """The class clip(20 + row + column, 0, 63) of every element, as (scales, contexts)."""
     # Parts beyond +-128 give the clipped sums anyway, and int16 holds all others.
     rows, columns = (np.clip(part, -128, 128).astype(np.int16) for part in (rows, columns))
-    classes = np.clip(models.UNIT_SCALE + rows[:, None] + columns, 0, _CLASSES - 1)
-    return _occurring(classes.reshape(-1))
+    sums = np.clip(models.UNIT_SCALE + np.unique(rows)[:, None] + np.unique(columns), 0, _CLASSES - 1)
+    occurring = np.unique(sums).astype(np.int64)
+    places = _places(occurring)
+
+    def contexts(part: slice) -> dtypes.Array:
+        if len(columns) > part.stop - part.start:
+            row, column = np.divmod(np.arange(part.start, part.stop), len(columns))
+            return places[np.clip(models.UNIT_SCALE + rows[row] + columns[column], 0, _CLASSES - 1)]
+        first, last = part.start // len(columns), -(-part.stop // len(columns))
+        sums = models.UNIT_SCALE + rows[first:last, None] + columns
+        classes = places[np.clip(sums, 0, _CLASSES - 1, out=sums)].reshape(-1)
+        return classes[part.start - first * len(columns) : part.stop - first * len(columns)]
+
+    return occurring, contexts
 
 
-def _occurring(classes: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
-    """(the classes that occur, ascending; uint8 (n,), each element's place among them)."""
-    occurring = np.flatnonzero(np.bincount(classes))
+def _places(occurring: dtypes.Array) -> dtypes.Array:
+    """uint8: the place of each class among those that occur, which are ascending."""
     places = np.zeros(int(occurring[-1]) + 1, np.uint8)
     places[occurring] = np.arange(len(occurring))
-    return occurring, places[classes]
+    return places
 
 
 def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
@@ -108,14 +126,23 @@ def read_differences(reader: streams.Reader, old: dtypes.Array) -> dtypes.Array:
     differences = np.empty(len(bits), f"<i{bits.itemsize}")
     scale = reader.symbol(models.SCALE_BITS)
     reader.tokens(differences, *_exponent_contexts(old, scale))
-    return dtypes.from_bits(bits + differences.view(bits.dtype), old)
+    new = differences.view(bits.dtype)
+    new += bits
+    return dtypes.from_bits(new, old)
 
 
-def _exponent_contexts(old: dtypes.Array, scale: int) -> tuple[dtypes.Array, dtypes.Array | None]:
+def _exponent_contexts(old: dtypes.Array, scale: int) -> tuple[dtypes.Array, streams.Contexts | None]:
     """The old weights' exponents around the most frequent (the smallest of these), as (scales, contexts)."""
-    exponents = dtypes.exponents(old)
-    if exponents is None or not len(exponents):
+    histogram = dtypes.exponent_histogram(old)
+    if histogram is None or not old.size:
         return np.array([scale]), None
-    first = int(np.bincount(exponents).argmax()) - _EXPONENTS // 2
-    occurring, contexts = _occurring(np.clip(exponents - first, 0, _EXPONENTS - 1))
+    first = int(histogram.argmax()) - _EXPONENTS // 2
+    occurring = np.unique(np.clip(np.flatnonzero(histogram) - first, 0, _EXPONENTS - 1))
+    places, flat = _places(occurring), old.reshape(-1)
+
+    def contexts(part: slice) -> dtypes.Array:
+        exponents = dtypes.exponents(flat[part])
+        assert exponents is not None, "the histogram is that of a float dtype"
+        return places[np.clip(exponents - first, 0, _EXPONENTS - 1)]
+
     return np.full(len(occurring), scale), contexts

@@ -17,6 +17,8 @@ Model: TypeAlias = Mapping[str, Array]  # leaf name -> array; a lazy one reads a
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
+_SLICE = 1 << 20
+
 _PLAIN = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
@@ -105,8 +107,11 @@ def hold(leaf: Array) -> Array:
         bits = np.dtype([(leaf.dtype.name, f"<u{leaf.dtype.itemsize}")])
         leaf = np.ascontiguousarray(leaf).reshape(leaf.shape).view(bits)
     name(leaf.dtype)
+    little = leaf.dtype.newbyteorder("<")
+    if leaf.flags.c_contiguous and leaf.dtype == little:
+        return leaf
     # ascontiguousarray alone would make a 0-d leaf 1-d.
-    return np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("<")).reshape(leaf.shape)
+    return np.ascontiguousarray(leaf, little).reshape(leaf.shape)
 
 
 def flat_bits(leaf: Array) -> Array:
@@ -123,6 +128,43 @@ def flat_bits(leaf: Array) -> Array:
     """
     width = leaf.dtype.itemsize // (2 if leaf.dtype.kind == "c" else 1)
     return leaf.reshape(-1).view(f"<u{width}")
+
+
+def elements(spec: Spec) -> int:
+    """The length of `flat_bits` of such a leaf."""
+    return spec.size * (2 if spec.dtype.kind == "c" else 1)
+
+
+def check_bits(leaf: Array) -> Array:
+    """The held leaf, its bits being some that its dtype has: a boolean is 0 or 1.
+
+    Raises:
+      CorruptUpdateError: a boolean is another byte.
+    """
+    if leaf.dtype.kind == "b" and leaf.size and int(flat_bits(leaf).max()) > 1:
+        found = int(flat_bits(leaf).max())
+        raise errors.CorruptUpdateError(f"booleans: expected bytes of 0 and 1, found {found}")
+    return leaf
+
+
+def exponent_histogram(leaf: Array) -> Array | None:
+    """How often each exponent field occurs: int64 (highest + 1,); None where the dtype has none.
+
+    >>> exponent_histogram(np.float16([0, 1, 1])).tolist()[::15]
+    [1, 2]
+    """
+    if name(leaf.dtype) not in _EXPONENT:
+        return None
+    flat, counts = leaf.reshape(-1), np.zeros(1 << _EXPONENT[name(leaf.dtype)][1], np.int64)
+    for start in range(0, len(flat), _SLICE):
+        counts += np.bincount(_exponent_fields(flat[start : start + _SLICE]), minlength=len(counts))
+    return counts
+
+
+def flushes_subnormals() -> bool:
+    """Whether this process computes with subnormal numbers as if they were 0, which some libraries switch on."""
+    tiny = np.array([2.0**-126], np.float32)
+    return bool((tiny * np.float32(0.5) == 0).any())
 
 
 def from_bits(bits: Array, like: Array) -> Array:
@@ -190,8 +232,10 @@ def exponents(leaf: Array) -> Array | None:
     >>> exponents(np.float32([0, 1, -2]))
     array([  0, 127, 128])
     """
-    if name(leaf.dtype) not in _EXPONENT:
-        return None
+    return _exponent_fields(leaf) if name(leaf.dtype) in _EXPONENT else None
+
+
+def _exponent_fields(leaf: Array) -> Array:
     mantissa, exponent = _EXPONENT[name(leaf.dtype)]
     bits = flat_bits(leaf)
     fields: Array = (bits >> bits.dtype.type(mantissa)) & bits.dtype.type((1 << exponent) - 1)

@@ -3,9 +3,21 @@
 import contextlib
 from collections.abc import Iterator
 
+_LONGEST = 2000  # characters of a message
+_END = 500
+
 
 class Error(ValueError):
-    """Bad input: the message names the leaf or flag, what was expected, what was found, and what to do."""
+    """Bad input: the message names the leaf or flag, what was expected, what was found, and what to do.
+
+    A message that what was found makes very long keeps its beginning and its end.
+    """
+
+    def __init__(self, message: str) -> None:
+        """With a message of one line."""
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - _END - 5]} ... {message[-_END:]}"
+        super().__init__(message)
 
 
 @contextlib.contextmanager
@@ -35,6 +47,10 @@ class DtypeError(LeafError, TypeError):
 
 class BudgetError(Error):
     """No update fits the budget; the message says the smallest possible one."""
+
+
+class CostError(Error):
+    """Applying an update would take more operations or memory than its model justifies; the message says how much."""
 
 
 class NonFiniteError(Error):

@@ -6,43 +6,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import errors, packet, rans
+from updcomp.wire import errors, metadata, rans, versions
+from updcomp.wire.kind import Head
 
 MAGIC = b"updc"
-VERSION = 2  # the newest; a reader takes version 1 too, whose blocks say no views
-KINDS: tuple[type, ...] = (
-    packet.Raw,
-    packet.Exact,
-    packet.Half,
-    packet.Dense,
-    packet.Sparse,
-    packet.Seeded,
-    packet.Magnitude,
-    packet.Factors,
-    packet.Coefficients,
-)  # the index is the kind's number on the wire; new kinds go to the end
-STEPLESS = (packet.Raw, packet.Exact, packet.Half)
-VIEWED = (packet.Dense, packet.Factors, packet.Coefficients)
 
 _FIXED = struct.Struct("<4sBB16s16s")  # magic, version, flags, fingerprints of the base and of the result
 _CHECKSUM = struct.Struct("<I")
 _LONGEST_VARINT = 5
+_LONGEST_SIZE = 9  # bytes of a varint below 2^63
 _LONGEST_VIEW = 15  # bytes of a varint below 3^64, NumPy's most axes
-
-
-class Head(NamedTuple):
-    """The header of a block."""
-
-    kind: type  # of `KINDS`
-    leaf: int  # index in sorted name order
-    step: float  # 0 for the kinds without
-    view: int | None = None  # number of the view; None in version 1 and for the kinds without
 
 
 class Update(NamedTuple):
     """An update taken apart, its payload not decoded."""
 
-    version: int  # 1 to `VERSION`
+    version: versions.Version
     base: bytes  # fingerprint of the model that it starts from
     result: bytes  # fingerprint of the model that it must give
     seed: int
@@ -51,16 +30,24 @@ class Update(NamedTuple):
     extra: bytes | memoryview  # section
     lanes: int
     coded: bytes | memoryview  # section
+    change: metadata.Change | None = None  # of the metadata of the model's file; None: the update says nothing of it
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the header says the views of blocks; else all are the default one."""
+        return any(head.view is not None for head in self.heads)
 
 
 def pack(parts: Update) -> bytes:
     """The update's bytes: header, block headers, sections, CRC-32."""
+    flags = versions.VIEWS * parts.has_views | versions.METADATA * (parts.change is not None)
     body = b"".join(
         (
-            _FIXED.pack(MAGIC, parts.version, 0, parts.base, parts.result),
+            _FIXED.pack(MAGIC, parts.version.number, flags, parts.base, parts.result),
             _varint(parts.seed),
             _varint(len(parts.heads)),
             _pack_heads(parts.heads, parts.version),
+            _pack_change(parts.change),
             _varint(len(parts.raw)),
             _varint(len(parts.extra)),
             bytes([parts.lanes.bit_length()]),
@@ -81,17 +68,24 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def _pack_heads(heads: list[Head], version: int) -> bytes:
-    """Kind and gap to the previous leaf in one byte, the rest of a gap from 15, the step's upper half, the view."""
+def _pack_change(change: metadata.Change | None) -> bytes:
+    """Digest and compressed changes of the metadata."""
+    return b"" if change is None else change.digest + _varint(len(change.changes)) + change.changes
+
+
+def _pack_heads(heads: list[Head], version: versions.Version) -> bytes:
+    """Kind and gap to the previous leaf in one byte, the rest of a gap from 15, the step's upper half, size, view."""
     out, previous = bytearray(), -1
-    for kind, leaf, step, view in heads:
+    for kind, leaf, step, size, view in heads:
         gap = leaf - previous - 1
-        out.append(KINDS.index(kind) << 4 | min(gap, 15))
+        out.append(kind.number << 4 | min(gap, 15))
         if gap >= 15:
             out += _varint(gap - 15)
-        if kind not in STEPLESS:
+        if kind.stepped:
             out += np.array(step, "<f4").tobytes()[2:]
-        if version > 1 and view is not None:
+        if size is not None and version.sizes_in_header:
+            out += _varint(size)
+        if view is not None:
             out += _varint(view)
         previous = leaf
     return bytes(out)
@@ -111,27 +105,34 @@ def parse(update: bytes) -> Update:
     """
     if update[: len(MAGIC)] != MAGIC:
         raise errors.CorruptUpdateError(f"not an update: expected it to begin with {MAGIC!r}, found {update[:4]!r}")
-    if len(update) > len(MAGIC) and not 1 <= update[len(MAGIC)] <= VERSION:
+    if len(update) > len(MAGIC) and update[len(MAGIC)] not in versions.VERSIONS:
         raise errors.CorruptUpdateError(
-            f"format version: expected 1 to {VERSION}, found {update[4]}; "
+            f"format version: expected 1 to {versions.NEWEST.number}, found {update[4]}; "
             "install a newer updcomp or make the update anew"
         )
     body = memoryview(update)[: -_CHECKSUM.size]
     if len(body) < _FIXED.size or _CHECKSUM.pack(binascii.crc32(body)) != update[-_CHECKSUM.size :]:
         raise errors.CorruptUpdateError(f"checksum: the {len(update)} bytes are damaged or truncated; fetch them again")
     cursor = _Cursor(body)
-    _, version, flags, base, result = _FIXED.unpack(cursor.take(_FIXED.size))
-    if flags:
-        raise errors.CorruptUpdateError(f"flags: expected 0, found {flags}; install a newer updcomp")
+    _, number, flags, base, result = _FIXED.unpack(cursor.take(_FIXED.size))
+    version = versions.VERSIONS[number]
+    if flags & ~version.flags:
+        raise errors.CorruptUpdateError(
+            f"flags: expected none beyond {version.flags}, found {flags}; install a newer updcomp"
+        )
     seed = cursor.varint()
     if seed >= 1 << 32:
         raise errors.CorruptUpdateError(f"seed: expected less than 2^32, found {seed}")
-    heads = _parse_heads(cursor, version)
+    heads = _parse_heads(cursor, version, views=bool(flags & versions.VIEWS))
+    change = None
+    if flags & versions.METADATA:
+        digest = bytes(cursor.take(metadata.DIGEST_SIZE))
+        change = metadata.Change(digest, bytes(cursor.take(cursor.varint())))
     raw_size, extra_size, lane_bits = cursor.varint(), cursor.varint(), cursor.byte()
     if lane_bits > rans.MAX_LANES.bit_length():
         raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
     raw, extra = cursor.take(raw_size), cursor.take(extra_size)
-    return Update(version, base, result, seed, heads, raw, extra, 1 << lane_bits >> 1, cursor.left)
+    return Update(version, base, result, seed, heads, raw, extra, 1 << lane_bits >> 1, cursor.left, change)
 
 
 class _Cursor:
@@ -155,27 +156,33 @@ class _Cursor:
             byte = self.byte()
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
+                if shift and not byte:
+                    raise errors.CorruptUpdateError("header: expected numbers without leading zeros")
                 return number
         raise errors.CorruptUpdateError(f"header: expected a number of at most {longest} bytes")
 
 
-def _parse_heads(cursor: _Cursor, version: int) -> list[Head]:
+def _parse_heads(cursor: _Cursor, version: versions.Version, *, views: bool) -> list[Head]:
     heads: list[Head] = []
     count, leaf = cursor.varint(), -1
     if count > len(cursor.left):
         raise errors.CorruptUpdateError(f"header: expected at most {len(cursor.left)} blocks, found {count}")
     for _ in range(count):
         number, gap = divmod(cursor.byte(), 16)
-        if number >= len(KINDS):
+        if number not in version.kinds:
             raise errors.CorruptUpdateError(
-                f"block kind: expected 0 to {len(KINDS) - 1}, found {number}; install a newer updcomp"
+                f"block kind: expected 0 to {max(version.kinds)}, found {number}; install a newer updcomp"
             )
+        kind = version.kinds[number]
         leaf += 1 + gap + (cursor.varint() if gap == 15 else 0)
         step = 0.0
-        if KINDS[number] not in STEPLESS:
+        if kind.stepped:
             step = float(np.frombuffer(b"\0\0" + bytes(cursor.take(2)), "<f4")[0])
             if not np.finfo(np.float32).tiny <= step < np.inf:
                 raise errors.CorruptUpdateError(f"step: expected a positive normal number, found {step}")
-        viewed = version > 1 and KINDS[number] in VIEWED
-        heads.append(Head(KINDS[number], leaf, step, cursor.varint(_LONGEST_VIEW) if viewed else None))
+        size = cursor.varint(_LONGEST_SIZE) if kind.sized and version.sizes_in_header else None
+        view = cursor.varint(_LONGEST_VIEW) if kind.viewed and views else None
+        heads.append(Head(kind, leaf, step, size, view))
+    if views and not any(head.view is not None for head in heads):
+        raise errors.CorruptUpdateError("flags: expected a block with a view, found none")
     return heads

@@ -21,44 +21,82 @@ TOTAL = 1 << PRECISION
 MAX_LANES = 1 << 12
 _LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
+_SLOTS_PER_SYMBOL = 16  # of a table that are laid out in the time of one bisection
+_SLOTS_PER_STEP = 512  # and in the time that a step's bisection takes beside
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
-def choose_lanes(payload_bytes: float, symbols: int) -> int:
+def choose_lanes(payload_bytes: float, symbols: int, longest: int) -> int:
     """The number of lanes, a power of two: 4 bytes each for at most .26 % of the payload, or as many as speed needs.
 
-    >>> choose_lanes(100, 500), choose_lanes(1e6, 5_000_000), choose_lanes(1e3, 5_000_000)
+    Args:
+      payload_bytes: of all segments.
+      symbols: of all segments.
+      longest: symbols of the longest segment, which uses every lane.
+
+    Returns:
+      From 1 to `MAX_LANES`.
+
+    >>> choose_lanes(100, 500, 500), choose_lanes(1e6, 5_000_000, 1 << 20), choose_lanes(1e3, 5_000_000, 1 << 20)
     (1, 512, 128)
     """
     affordable = 1 << max((int(payload_bytes) // _BYTES_PER_LANE).bit_length() - 1, 0)
     needed = 1 << ((symbols - 1) >> _STEPS_BITS).bit_length()
-    return min(MAX_LANES, max(affordable, needed))
+    return min(MAX_LANES, max(affordable, needed), 1 << longest.bit_length() >> 1)
 
 
 class Table(NamedTuple):
-    """The slots of a few contexts, ready to decode: entry context << 14 | slot of each array."""
+    """All slots of a few contexts: entry context << 14 | slot of each array."""
 
     sizes: dtypes.Array  # int64: size of the interval that holds the slot
     offsets: dtypes.Array  # int64: slot minus the start of that interval
     symbols: dtypes.Array  # uint8: its symbol
 
+    @classmethod
+    def of(cls, frequencies: dtypes.Array) -> "Table":
+        """Lays out the slots; frequencies int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`."""
+        intervals = Intervals.of(frequencies)
+        symbols = np.repeat(intervals.symbols, intervals.sizes)
+        offsets = np.arange(len(symbols)) - np.repeat(intervals.starts, intervals.sizes)
+        return cls(np.repeat(intervals.sizes, intervals.sizes), offsets, symbols)
 
-def make_table(frequencies: dtypes.Array) -> Table:
-    """Lays out the slots.
+    def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
+        """Fills in the sizes and offsets of these slots."""
+        # The indices are in range by construction; "clip" avoids the copy that checking them would make.
+        self.sizes.take(slots, out=sizes, mode="clip")
+        self.offsets.take(slots, out=offsets, mode="clip")
 
-    Args:
-      frequencies: int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`.
+    def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
+        """uint8: the symbols of these slots."""
+        return self.symbols.take(slots, mode="clip")
 
-    Returns:
-      A table.
-    """
-    contexts, symbols = frequencies.shape
-    flat = frequencies.reshape(-1)
-    starts = starts_of(frequencies).reshape(-1)
-    sizes = np.repeat(flat, flat)
-    slots = np.tile(np.arange(TOTAL), contexts)
-    names = np.repeat(np.tile(np.arange(symbols, dtype=np.uint8), contexts), flat)
-    return Table(sizes, slots - np.repeat(starts, flat), names)
+
+class Intervals(NamedTuple):
+    """As `Table`, for fewer symbols than it takes to lay one out: the intervals alone, found by bisection."""
+
+    sizes: dtypes.Array  # int64 (intervals,)
+    starts: dtypes.Array  # int64 (intervals,), ascending: those of context c begin at c << 14
+    symbols: dtypes.Array  # uint8 (intervals,)
+
+    @classmethod
+    def of(cls, frequencies: dtypes.Array) -> "Intervals":
+        """Of frequencies as `Table.of` takes them."""
+        contexts, symbols = frequencies.shape
+        sizes = frequencies.reshape(-1)
+        return cls(sizes, np.cumsum(sizes) - sizes, np.tile(np.arange(symbols, dtype=np.uint8), contexts))
+
+    def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
+        """Fills in the sizes and offsets of these slots."""
+        found = self._find(slots)
+        self.sizes.take(found, out=sizes)
+        np.subtract(slots, self.starts[found], out=offsets)
+
+    def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
+        """uint8: the symbols of these slots."""
+        return self.symbols[self._find(slots)]
+
+    def _find(self, slots: dtypes.Array) -> dtypes.Array:
+        return np.searchsorted(self.starts, slots, side="right") - 1
 
 
 def starts_of(frequencies: dtypes.Array) -> dtypes.Array:
@@ -104,7 +142,8 @@ class Encoder:
         """
         if not self._segments:
             return 0, b""
-        lanes = lanes or choose_lanes(self.cost / 8, sum(len(sizes) for _, sizes in self._segments))
+        lengths = [len(sizes) for _, sizes in self._segments]
+        lanes = lanes or choose_lanes(self.cost / 8, sum(lengths), max(lengths))
         states = np.full(lanes, _LOWEST, np.int64)
         words: list[dtypes.Array] = []
         for starts, sizes in self._steps(lanes):
@@ -160,8 +199,15 @@ class Decoder:
         self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
         self._next = 0
         self._symbols = 0
+        self._longest = 0
 
-    def pull(self, count: int, table: Table, contexts: dtypes.Array | None = None) -> dtypes.Array:
+    def table(self, frequencies: dtypes.Array, count: int) -> Table | Intervals:
+        """What is fastest for so many symbols; frequencies as `Table.of` takes them."""
+        steps = -(-count // max(len(self._states), 1))
+        worth = _SLOTS_PER_SYMBOL * count + _SLOTS_PER_STEP * steps
+        return (Table if len(frequencies) << PRECISION <= worth else Intervals).of(frequencies)
+
+    def pull(self, count: int, table: Table | Intervals, contexts: dtypes.Array | None = None) -> dtypes.Array:
         """Decodes a segment.
 
         Args:
@@ -177,6 +223,7 @@ class Decoder:
         """
         lanes = len(self._states)
         self._symbols += count
+        self._longest = max(self._longest, count)
         if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
             raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
         slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
@@ -190,9 +237,7 @@ class Decoder:
             state = self._states[:n]
             np.bitwise_and(state, TOTAL - 1, out=low)
             slot |= low
-            # The indices are in range by construction; "clip" avoids the copy that checking them would make.
-            table.sizes.take(slot, out=size, mode="clip")
-            table.offsets.take(slot, out=offset, mode="clip")
+            table.look_up(slot, size, offset)
             state >>= PRECISION
             state *= size
             state += offset
@@ -200,7 +245,7 @@ class Decoder:
             hungry = below.nonzero()[0]
             if len(hungry):
                 self._feed(state, hungry)
-        return table.symbols.take(slots, mode="clip")
+        return table.symbols_at(slots)
 
     def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
         """Gives the next words to the lanes that need one."""
@@ -210,11 +255,18 @@ class Decoder:
         self._next += len(hungry)
         state[hungry] = state[hungry] << 16 | words
 
-    def finish(self) -> None:
+    def finish(self, *, idle_lanes: bool = False) -> None:
         """Checks that all words were read and every lane is back where the encoder began.
+
+        Args:
+          idle_lanes: whether there may be more lanes than any segment had symbols.
 
         Raises:
           CorruptUpdateError: they were not, so some byte is not as it was written.
         """
+        if not idle_lanes and len(self._states) > self._longest:
+            raise errors.CorruptUpdateError(
+                f"coded section: expected at most {self._longest} lanes, found {len(self._states)}"
+            )
         if self._next != len(self._words) or (self._states != _LOWEST).any():
             raise errors.CorruptUpdateError("coded section: it does not end where its symbols do")

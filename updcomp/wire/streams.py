@@ -2,13 +2,17 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from updcomp.wire import bits, dtypes, errors, models, rans, tokens
 
 _ALPHABET_BITS = 8
+
+Contexts: TypeAlias = Callable[[slice], dtypes.Array]
+"""The contexts of a part of a segment, integers: worked out a chunk at a time, so that they take no memory."""
 
 
 class Segment(NamedTuple):
@@ -76,18 +80,18 @@ class Writer:
             self.symbol(scale, models.SCALE_BITS)
             self.tokens(segment, np.array([scale]))
 
-    def tokens(self, segment: Segment, scales: dtypes.Array, contexts: dtypes.Array | None = None) -> None:
+    def tokens(self, segment: Segment, scales: dtypes.Array, contexts: Contexts | None = None) -> None:
         """The size of a segment's alphabet and its tokens.
 
         Args:
           segment: of n integers.
           scales: integers (contexts,), the scales of the priors.
-          contexts: integers (n,), or None for one context.
+          contexts: of the n integers, or None for one context.
         """
         self.symbol(segment.alphabet, _ALPHABET_BITS)
         adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed)
         for part in models.chunks(len(segment.symbols)):
-            symbols, context = segment.symbols[part], None if contexts is None else contexts[part]
+            symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
             frequencies = adaptive.frequencies()
             index = (0 if context is None else context, symbols)
             self._coded.push(rans.starts_of(frequencies)[index], frequencies[index])
@@ -160,38 +164,42 @@ class Reader:
         return values
 
     def tokens(
-        self, values: dtypes.Array, scales: dtypes.Array, contexts: dtypes.Array | None = None, *, signed: bool = True
+        self, values: dtypes.Array, scales: dtypes.Array, contexts: Contexts | None = None, *, signed: bool = True
     ) -> None:
         """The inverse of `Writer.tokens`.
 
         Args:
           values: integers (n,), filled.
           scales: integers (contexts,), the scales of the priors.
-          contexts: integers (n,), or None for one context.
+          contexts: of the n integers, or None for one context.
           signed: as in `Writer.integers`.
         """
         alphabet = self.symbol(_ALPHABET_BITS)
         if not 0 < alphabet <= tokens.COUNT:
             raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {alphabet}")
-        adaptive = models.Adaptive(scales, alphabet, signed=signed)
+        adaptive, largest = models.Adaptive(scales, alphabet, signed=signed), 0
         for part in models.chunks(len(values)):
-            context = None if contexts is None else contexts[part]
-            symbols = self._coded.pull(part.stop - part.start, rans.make_table(adaptive.frequencies()), context)
+            context = None if contexts is None else contexts(part)
+            count = part.stop - part.start
+            symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(), count), context)
+            largest = max(largest, int(symbols.max()))
             adaptive.update(symbols, context)
             folded = tokens.join(symbols, self._extra.pull(tokens.widths(symbols)))
             wide = tokens.unfold(folded) if signed else folded.view(np.int64)
             values[part] = wide
             if values.dtype != np.int64 and (values[part] != wide).any():
                 raise errors.CorruptUpdateError(f"values: expected {values.dtype}, found larger integers")
+        if len(values) and largest + 1 != alphabet:
+            raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
 
-    def finish(self) -> None:
-        """Checks that all sections end here."""
+    def finish(self, *, idle_lanes: bool = False) -> None:
+        """Checks that all sections end here; idle lanes as in `rans.Decoder.finish`."""
         if len(self._raw):
             raise errors.CorruptUpdateError(f"raw section: expected no more bytes, found {len(self._raw)}")
-        self._coded.finish()
+        self._coded.finish(idle_lanes=idle_lanes)
         self._extra.finish()
 
 
 @functools.cache
 def _equal_symbols(width: int) -> rans.Table:
-    return rans.make_table(np.full((1, 1 << width), rans.TOTAL >> width))
+    return rans.Table.of(np.full((1, 1 << width), rans.TOTAL >> width))

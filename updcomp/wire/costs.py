@@ -1,0 +1,134 @@
+"""What applying an update takes, known from its header and the shapes of the leaves, before any of it is paid.
+
+Operations are counted, not timed: one is about a nanosecond of one core of a server of the 2020s. `FORMAT.md` has the
+formulas; writers and readers share them, so that no writer makes by default what a reader refuses by default.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from updcomp.wire import dtypes, errors, models, rans
+
+PER_BLOCK = 1 << 18
+_PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
+_PER_TOKEN = 32
+_PER_SEARCH = 128  # a token's, where a table of its context would cost more
+_PER_SLOT = 4
+_PER_PRODUCT = 8  # products of an operation
+_CONTEXTS = 64
+_TOKEN_BYTES = 56  # temporaries of a token in the chunk that is decoded
+
+_OPERATIONS = 2_000_000_000  # for each full share of a model
+_WORKING_BYTES = 64 << 20
+_SHARE = 100_000_000  # bytes of a model; smaller ones are allowed as much
+
+
+class Cost(NamedTuple):
+    """Of decoding and applying a block."""
+
+    operations: int
+    working_bytes: int  # beside the old and the new leaf
+
+
+def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
+    """Of decoding a segment.
+
+    operations = 32 n + 2^13 steps + min(128 n, 2^16 contexts chunks), with ceil(chunk / lanes) steps for each chunk;
+    working bytes = 56 tokens of the longest chunk.
+
+    Args:
+      count: n, number of tokens.
+      lanes: of the coded section.
+      contexts: the most that the segment can have.
+
+    Returns:
+      The cost.
+
+    >>> tokens(64, 1, contexts=1)
+    Cost(operations=534528, working_bytes=3584)
+    """
+    sizes = [part.stop - part.start for part in models.chunks(count)]
+    steps = sum(-(-size // max(lanes, 1)) for size in sizes)
+    tables = min(_PER_SEARCH * count, (_PER_SLOT * contexts * len(sizes)) << rans.PRECISION)
+    return Cost(_PER_TOKEN * count + _PER_STEP * steps + tables, _TOKEN_BYTES * max(sizes, default=0))
+
+
+def products(count: int) -> int:
+    """The operations of so many products of a matrix product."""
+    return count // _PER_PRODUCT
+
+
+def total(*parts: Cost, operations: int = 0, working_bytes: int = 0) -> Cost:
+    """The cost of a block: its parts one after another, then the rest, with what stays in memory meanwhile."""
+    return Cost(
+        PER_BLOCK + operations + sum(part.operations for part in parts),
+        working_bytes + max((part.working_bytes for part in parts), default=0),
+    )
+
+
+def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
+    """What an update may take in all: in proportion to the model, and no less than one of 100 MB may.
+
+    With m = max(1, bytes of the model / 10^8): budget m 2 10^9 operations; budget (2 bytes of the largest leaf +
+    m 64 MiB) working bytes, the update itself included.
+
+    Args:
+      specs: of the model's leaves.
+      budget: factor; 1 is the default, infinity allows everything.
+
+    Returns:
+      The limits; 2^63 - 1 where everything is allowed.
+
+    Raises:
+      Error: the budget is not positive.
+
+    >>> allowed({}, 1.0)
+    Cost(operations=2000000000, working_bytes=67108864)
+    """
+    if not budget > 0:
+        raise errors.Error(f"budget: expected a positive factor, found {budget}; 1 is the default")
+    sizes = [spec.nbytes for spec in specs.values()]
+    share = max(_SHARE, sum(sizes))
+    limits = (_OPERATIONS * share // _SHARE, 2 * max(sizes, default=0) + _WORKING_BYTES * share // _SHARE)
+    return Cost(*(int(min(limit * budget, float((1 << 63) - 1024))) for limit in limits))
+
+
+def largest_update(specs: Mapping[str, dtypes.Spec]) -> int:
+    """The most bytes that an update of such a model has: those of its leaves, 16 more for each, and 64 KiB."""
+    return sum(spec.nbytes for spec in specs.values()) + 16 * len(specs) + (1 << 16)
+
+
+class Account:
+    """Adds up what an update takes, block by block, and refuses what is beyond the budget before it is paid."""
+
+    def __init__(self, specs: Mapping[str, dtypes.Spec], update_bytes: int, budget: float) -> None:
+        """With nothing paid yet.
+
+        Args:
+          specs: of the model's leaves.
+          update_bytes: size of the update, which is held in memory.
+          budget: factor of `allowed`.
+        """
+        self._allowed = allowed(specs, budget)
+        self._budget = budget
+        self._operations = 0
+        self._held = update_bytes
+
+    def charge(self, cost: Cost) -> None:
+        """Adds a block.
+
+        Raises:
+          CostError: it goes beyond the budget.
+        """
+        self._operations += cost.operations
+        for unit, found, limit in (
+            ("operations", self._operations, self._allowed.operations),
+            ("bytes of working memory", self._held + cost.working_bytes, self._allowed.working_bytes),
+        ):
+            if found > limit:
+                needed = math.ceil(10 * self._budget * found / limit) / 10
+                raise errors.CostError(
+                    f"cost: expected at most {limit:,} {unit} to apply it to this model, found {found:,} or more; "
+                    f"send fewer ranks or weights, or allow a budget of {needed:g} or more"
+                )

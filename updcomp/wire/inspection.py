@@ -1,0 +1,83 @@
+"""What an update says of itself, for people and reports."""
+
+from collections import Counter
+from typing import Any
+
+from updcomp.wire import container, costs, dtypes, errors, fingerprint, header, metadata, views
+from updcomp.wire.kind import Head
+
+
+def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
+    """What an update says of itself, and with the model that it starts from also of which leaves.
+
+    Args:
+      update: the file's bytes.
+      model: the base, or None.
+
+    Returns:
+      format_version, bytes, base and result (fingerprints in hex), seed, blocks (kind, leaf_index, step, size and
+      number of the view of each that has them), kinds (how many of each), bytes_by_part (header with checksum, raw,
+      extra_bits, coded), which add up to bytes. Where the update covers the metadata of the model's file, metadata has
+      the texts that change, and bytes_by_part their size too. With a model, blocks also have leaf, shape and dtype, and
+      instead of view axes: its words; and where the header says all sizes (not in version 1), cost has operations and
+      working_bytes of applying, and those allowed by default.
+
+    Raises:
+      CorruptUpdateError: damaged, truncated, or of a version or kind that this code does not know.
+      WrongBaseError: the update starts from another model.
+    """
+    parts = header.parse(update)
+    change = parts.change
+    sections = {
+        **({} if change is None else {"metadata": len(change.digest) + len(change.changes)}),
+        "raw": len(parts.raw),
+        "extra_bits": len(parts.extra),
+        "coded": len(parts.coded),
+    }
+    told: dict[str, Any] = {
+        "format_version": parts.version.number,
+        "bytes": len(update),
+        "base": parts.base.hex(),
+        "result": parts.result.hex(),
+        "seed": parts.seed,
+        "blocks": [_block(head) for head in parts.heads],
+        "kinds": dict(sorted(Counter(head.kind.name for head in parts.heads).items())),
+        "bytes_by_part": {"header": len(update) - sum(sections.values()), **sections},
+    }
+    if change is not None:
+        told["metadata"] = metadata.unpack(change)
+    return told if model is None else told | _of_model(parts, len(update), model)
+
+
+def _block(head: Head) -> dict[str, Any]:
+    said = {"kind": head.kind.name, "leaf_index": head.leaf}
+    known = {"step": head.step if head.kind.stepped else None, "size": head.size, "view": head.view}
+    return said | {name: value for name, value in known.items() if value is not None}
+
+
+def _of_model(parts: header.Update, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
+    """The blocks with what the model says of them, and what applying them takes."""
+    container.check_base(parts, [fingerprint.of(model)])
+    specs = dtypes.specs(model)
+    told: dict[str, Any] = {"blocks": [_block_of(head, specs) for head in parts.heads]}
+    found = container.cost(parts, specs)
+    if len(found) == len(parts.heads):
+        working = update_bytes + max((cost.working_bytes for cost in found), default=0)
+        allowed = costs.allowed(specs, 1.0)
+        told["cost"] = {
+            "operations": sum(cost.operations for cost in found),
+            "operations_allowed": allowed.operations,
+            "working_bytes": working,
+            "working_bytes_allowed": allowed.working_bytes,
+        }
+    return told
+
+
+def _block_of(head: Head, specs: dict[str, dtypes.Spec]) -> dict[str, Any]:
+    name = container.leaf_name(head, list(specs))
+    shape, dtype = specs[name]
+    said = _block(head) | {"leaf": name, "shape": list(shape), "dtype": dtypes.name(dtype)}
+    if said.pop("view", None) is not None:
+        with errors.of_leaf(name):
+            said["axes"] = views.words_of(views.of_number(head.view or 0, len(shape)), len(shape))
+    return said

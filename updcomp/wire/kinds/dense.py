@@ -1,0 +1,75 @@
+"""Dense: an integer for every weight."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from updcomp.wire import contexts, costs, dtypes, increments, kind, streams, views
+from updcomp.wire.views import View
+
+
+class Dense(NamedTuple):
+    """new = old + values * step."""
+
+    values: np.ndarray  # int32, shape of the leaf
+    step: float  # as `increments.round_step` returns it
+    view: View | None = None  # the matrix as which the values are coded, its rows those of the whole stack
+
+
+def _hold(block: Dense) -> Dense:
+    return Dense(kind.integers("values", block.values), float(block.step), kind.view_field(block.view))
+
+
+def _check(block: Dense, old: dtypes.Array) -> None:
+    dtypes.compute_dtype(old)
+    increments.check_step(block.step)
+    kind.expect("shape of values", block.values.shape, old.shape)
+    views.check(views.resolve(block.view, old.ndim), old.ndim)
+
+
+def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+    rows, columns = _matrix(spec.shape, kind.view_of(head, len(spec.shape)))
+    return costs.total(
+        contexts.matrix_cost(rows, columns, lanes),
+        operations=increments.everywhere_operations(spec),
+        working_bytes=4 * spec.size + 2 * kind.moved(kind.view_of(head, len(spec.shape)), spec),
+    )
+
+
+def _matrix(shape: tuple[int, ...], view: View) -> tuple[int, int]:
+    """Rows of all matrices of the stack, and columns."""
+    stack, fan_in, fan_out = views.shape_of(shape, view)
+    return stack * fan_in, fan_out
+
+
+def _write(block: Dense, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
+    view = views.resolve(block.view, old.ndim)
+    contexts.write_matrix(writer, views.split(block.values, view), _matrix(old.shape, view))
+    return kind.Head(KIND, 0, block.step, view=views.number(view, old.ndim))
+
+
+def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Dense:
+    dtypes.compute_dtype(old)
+    view = kind.view_of(head, old.ndim)
+    values = contexts.read_matrix(reader, _matrix(old.shape, view))
+    return Dense(views.join(values, old.shape, view), head.step, kind.said(view, old.ndim))
+
+
+def _apply(block: Dense, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
+    return increments.everywhere(old, block.values.reshape(-1), block.step)
+
+
+KIND = kind.Kind(
+    number=3,
+    name="dense",
+    block=Dense,
+    stepped=True,
+    sized=False,
+    viewed=True,
+    hold=_hold,
+    check=_check,
+    cost=_cost,
+    write=_write,
+    read=_read,
+    apply=_apply,
+)

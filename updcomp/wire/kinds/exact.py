@@ -1,0 +1,50 @@
+"""Exact: the leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from updcomp.wire import contexts, costs, dtypes, kind, streams
+from updcomp.wire.kinds import raw
+
+
+class Exact(NamedTuple):
+    """The leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
+
+    new: np.ndarray  # shape and dtype of the leaf
+
+
+def _hold(block: Exact) -> Exact:
+    return block._replace(new=dtypes.hold(block.new))
+
+
+def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+    count = dtypes.elements(spec)
+    return costs.total(costs.tokens(count, lanes), operations=spec.nbytes, working_bytes=spec.nbytes)
+
+
+def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
+    """Raw instead where the differences are no smaller than the bits themselves."""
+    if contexts.write_differences(writer, block.new, old):
+        return kind.Head(KIND, 0)
+    return raw.write(raw.Raw(block.new), old, writer)
+
+
+def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
+    return Exact(dtypes.check_bits(contexts.read_differences(reader, old)))
+
+
+KIND = kind.Kind(
+    number=1,
+    name="exact",
+    block=Exact,
+    stepped=False,
+    sized=False,
+    viewed=False,
+    hold=_hold,
+    check=raw.check,
+    cost=_cost,
+    write=_write,
+    read=_read,
+    apply=raw.apply,
+)

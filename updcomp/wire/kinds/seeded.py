@@ -1,0 +1,21 @@
+"""Seeded: an integer for each of some weights, drawn by both sides from the packet's seed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from updcomp.wire import dtypes, placed, positions
+
+
+class Seeded(NamedTuple):
+    """As `Sparse`, at the k positions that `positions.seeded` draws from the packet's seed: they cost no bytes."""
+
+    values: np.ndarray  # int32 (k,), in ascending order of position
+    step: float
+
+
+def _places(old: dtypes.Array, count: int, seed: int, index: int) -> dtypes.Array:
+    return positions.seeded(seed, index, old.size, count)
+
+
+KIND = placed.kind_of(Seeded, number=5, name="seeded", places=_places, cost=positions.seeded_cost)

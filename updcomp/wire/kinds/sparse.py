@@ -1,0 +1,74 @@
+"""Sparse: an integer for each of some weights, and where they are."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from updcomp.wire import costs, dtypes, errors, increments, kind, positions, streams
+
+
+class Sparse(NamedTuple):
+    """new[positions] = old[positions] + values * step."""
+
+    positions: np.ndarray  # int64 (k,), strictly ascending indices into the flattened leaf
+    values: np.ndarray  # int32 (k,)
+    step: float
+
+
+def _hold(block: Sparse) -> Sparse:
+    places = kind.integers("positions", block.positions, np.int64)
+    return Sparse(places, kind.integers("values", block.values), float(block.step))
+
+
+def _check(block: Sparse, old: dtypes.Array) -> None:
+    dtypes.compute_dtype(old)
+    increments.check_step(block.step)
+    kind.expect("shape of positions", block.positions.shape, block.values.shape)
+    positions.check(block.positions, old.size)
+
+
+def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+    count = kind.bounded(head.size, spec.size)
+    segment = costs.tokens(count, lanes, contexts=1)
+    return costs.total(
+        *(segment, segment),
+        operations=increments.at_operations(spec, count),
+        working_bytes=28 * count,
+    )
+
+
+def _write(block: Sparse, _: dtypes.Array, writer: streams.Writer) -> kind.Head:
+    """Entries that change nothing are left out."""
+    sent = block.values != 0
+    writer.integers(block.values[sent], signed=True)
+    writer.integers(np.diff(block.positions[sent], prepend=-1) - 1, signed=False)
+    return kind.Head(KIND, 0, block.step, int(np.count_nonzero(sent)))
+
+
+def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Sparse:
+    dtypes.compute_dtype(old)
+    count = kind.bounded(head.size, old.size)
+    values = reader.integers(count, signed=True, dtype=np.int32)
+    if not values.all():
+        raise errors.CorruptUpdateError("values: expected integers other than 0 at sent positions, found 0")
+    return Sparse(positions.of_gaps(reader.integers(count, signed=False), old.size), values, head.step)
+
+
+def _apply(block: Sparse, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
+    return increments.at(old, block.positions, block.values, block.step)
+
+
+KIND = kind.Kind(
+    number=4,
+    name="sparse",
+    block=Sparse,
+    stepped=True,
+    sized=True,
+    viewed=False,
+    hold=_hold,
+    check=_check,
+    cost=_cost,
+    write=_write,
+    read=_read,
+    apply=_apply,
+)

@@ -1,0 +1,103 @@
+"""The texts that a model file carries beside its leaves, as an update changes and covers them."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from updcomp.wire import errors
+
+DIGEST_SIZE = 8
+_LONGEST = 1 << 20  # bytes of the changes, before compression
+_RAW_DEFLATE = -15
+
+
+class Change(NamedTuple):
+    """What an update says of the metadata."""
+
+    digest: bytes  # of the metadata before and after
+    changes: bytes  # compressed; empty where nothing changes
+
+
+def change(old: Mapping[str, str], new: Mapping[str, str]) -> Change | None:
+    """The change between the metadata of two files; None where neither has any.
+
+    The changes are a JSON object of the new texts and null for each that goes, its names sorted, without spaces and in
+    ASCII, compressed by deflate.
+
+    Args:
+      old: of the file that the update starts from.
+      new: of the file that it makes.
+
+    Returns:
+      What the update says.
+
+    Raises:
+      Error: the changes are longer than 1 MiB.
+    """
+    if not old and not new:
+        return None
+    changes = {name: new.get(name) for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    text = _json(changes)
+    if len(text) > _LONGEST:
+        raise errors.Error(f"metadata: expected changes of at most {_LONGEST} bytes, found {len(text)}; leave some out")
+    compressor = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
+    return Change(_digest(old, new), compressor.compress(text) + compressor.flush() if changes else b"")
+
+
+def changed(said: Change, old: Mapping[str, str]) -> dict[str, str]:
+    """The metadata that an update makes of those that a file has.
+
+    Args:
+      said: what the update says.
+      old: of the file.
+
+    Returns:
+      The new metadata.
+
+    Raises:
+      WrongBaseError: the update starts from other metadata.
+      CorruptUpdateError: the changes are damaged.
+    """
+    new = {name: text for name, text in {**old, **unpack(said)}.items() if text is not None}
+    if _digest(old, new) != said.digest:
+        raise errors.WrongBaseError(
+            "metadata: expected the texts that the update was made from, found others; "
+            "apply the update to the file that it was made from"
+        )
+    return new
+
+
+def unpack(said: Change) -> dict[str, str | None]:
+    """The new texts, and None for each that goes.
+
+    Raises:
+      CorruptUpdateError: the changes are damaged.
+    """
+    if not said.changes:
+        return {}
+    decompressor = zlib.decompressobj(_RAW_DEFLATE)
+    try:
+        text = decompressor.decompress(said.changes, _LONGEST + 1)
+        found = json.loads(text)
+    except (ValueError, RecursionError, zlib.error) as error:
+        raise errors.CorruptUpdateError(f"metadata: expected compressed JSON, found {error}") from None
+    ended = decompressor.eof and not decompressor.unused_data and len(text) <= _LONGEST
+    texts = isinstance(found, dict) and all(value is None or isinstance(value, str) for value in found.values())
+    if not ended or not texts or not found or _json(found) != text:
+        raise errors.CorruptUpdateError("metadata: expected one JSON object of texts in its shortest form")
+    return found
+
+
+def fingerprint(metadata: Mapping[str, str]) -> bytes:
+    """The first 16 bytes of SHA-256 over the metadata as JSON, its names sorted."""
+    return hashlib.sha256(_json(metadata)).digest()[:16]
+
+
+def _digest(old: Mapping[str, str], new: Mapping[str, str]) -> bytes:
+    return hashlib.sha256(_json(old) + _json(new)).digest()[:DIGEST_SIZE]
+
+
+def _json(texts: Mapping[str, str | None]) -> bytes:
+    return json.dumps(texts, sort_keys=True, separators=(",", ":")).encode()

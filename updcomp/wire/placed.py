@@ -1,0 +1,78 @@
+"""Kinds whose positions both sides derive, so that only the integers travel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from updcomp.wire import costs, dtypes, errors, increments, streams
+from updcomp.wire import kind as kind_
+
+
+def kind_of(
+    block: Any,
+    *,
+    number: int,
+    name: str,
+    places: Callable[[dtypes.Array, int, int, int], dtypes.Array],
+    cost: Callable[[dtypes.Spec, int], costs.Cost],
+) -> kind_.Kind:
+    """A kind of blocks of k integers at k positions that cost no bytes.
+
+    Args:
+      block: the NamedTuple (values: int32 (k,), step: float) that holds one.
+      number: as in `Kind`.
+      name: as in `Kind`.
+      places: (old leaf, k, seed, leaf's index) -> int64 (k,), strictly ascending.
+      cost: of `places`, from the leaf's spec and k.
+
+    Returns:
+      The kind.
+    """
+
+    def hold(held: Any) -> Any:
+        return block(kind_.integers("values", held.values), float(held.step))
+
+    def check(held: Any, old: dtypes.Array) -> None:
+        dtypes.compute_dtype(old)
+        increments.check_step(held.step)
+        if held.values.ndim != 1 or len(held.values) > old.size:
+            shape = held.values.shape
+            raise errors.LeafError(f"values: expected at most {old.size} in one axis, found shape {shape}")
+
+    def of_block(head: kind_.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+        count = kind_.bounded(head.size, spec.size)
+        return costs.total(
+            costs.tokens(count, lanes, contexts=1),
+            cost(spec, count),
+            operations=increments.at_operations(spec, count),
+            working_bytes=12 * count,
+        )
+
+    def write(held: Any, _: dtypes.Array, writer: streams.Writer) -> kind_.Head:
+        writer.integers(held.values, signed=True)
+        return kind_.Head(found, 0, held.step, len(held.values))
+
+    def read(head: kind_.Head, old: dtypes.Array, reader: streams.Reader) -> Any:
+        dtypes.compute_dtype(old)
+        count = kind_.bounded(head.size, old.size)
+        return block(reader.integers(count, signed=True, dtype=np.int32), head.step)
+
+    def apply(held: Any, old: dtypes.Array, seed: int, index: int) -> dtypes.Array:
+        return increments.at(old, places(old, len(held.values), seed, index), held.values, held.step)
+
+    found = kind_.Kind(
+        number=number,
+        name=name,
+        block=block,
+        stepped=True,
+        sized=True,
+        viewed=False,
+        hold=hold,
+        check=check,
+        cost=of_block,
+        write=write,
+        read=read,
+        apply=apply,
+    )
+    return found
