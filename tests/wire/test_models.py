@@ -76,7 +76,7 @@ def test_the_prior_is_the_geometric_distribution_of_its_mean(scale, signed):
     ratio = np.exp(-np.arcsinh(1 / mean))
     u = np.arange(min(tokens.COUNT, tokens.DIRECT))
     magnitude = (u + 1) // 2 if signed else u
-    found = np.array(models.prior(scale, len(u), signed)) / 2**16
+    found = models.priors(np.array([scale]), len(u), signed=signed)[0] / 2**16
     expected = ratio**magnitude / (ratio**magnitude).sum()
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -84,7 +84,7 @@ def test_the_prior_is_the_geometric_distribution_of_its_mean(scale, signed):
 @pytest.mark.parametrize("scale", range(0, models.SCALES, 9))
 def test_every_prior_covers_the_whole_alphabet(scale):
     for signed in (True, False):
-        weights = np.array([models.prior(scale, tokens.COUNT, signed)])
+        weights = models.priors(np.array([scale]), tokens.COUNT, signed=signed)
         assert 2**15 < weights.sum() <= 2**16
         assert models.normalise(weights).min() >= 1
 

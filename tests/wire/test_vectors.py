@@ -99,4 +99,8 @@ def test_derived_numbers_are_the_expected_ones():
     assert right[0].tolist() == EXPECTED["basis"]["right"]
     for key, weights in EXPECTED["prior"].items():
         scale, size, signed = map(int, key.split())
-        assert list(models.prior(scale, size, bool(signed))) == weights == twin_basis.prior(scale, size, signed)
+        assert (
+            models.priors(np.array([scale]), size, signed=bool(signed)).tolist()[0]
+            == weights
+            == twin_basis.prior(scale, size, signed)
+        )

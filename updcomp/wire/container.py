@@ -74,8 +74,8 @@ def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
       WrongBaseError: the base is another model.
       CostError: it would take more than the default budget.
     """
-    parts = header.parse(update)
-    check_base(parts, [fingerprint.of(base)])
+    check_base(update, [fingerprint.of(base)])
+    parts = header.parse(update, len(base))
     blocks = _Blocks(parts, len(update), dtypes.specs(base), 1.0)
     decoded = {name: blocks.read(name, dtypes.hold(base[name])) for name in blocks.names}
     blocks.finish()
@@ -116,14 +116,14 @@ def apply_to_any(update: bytes, bases: Iterable[dtypes.Model], *, budget: float 
       CorruptUpdateError, CostError: as `apply_update`.
       WrongBaseError: the update starts from none of them.
     """
-    parts, found = header.parse(update), []
+    (expected, _), found = header.fingerprints(update), []
     for base in bases:
         digests = _digests(base)
         found.append(fingerprint.of_digests(digests))
-        if found[-1] == parts.base:
-            new = dict(_new_leaves(parts, len(update), base, digests, budget))
+        if found[-1] == expected:
+            new = dict(_new_leaves(update, base, digests, budget))
             return {name: new[name] for name in base}
-    raise _wrong_base(parts, found)
+    raise _wrong_base(expected, found)
 
 
 def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
@@ -143,9 +143,10 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
     Raises:
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
-    parts, digests = header.parse(update), _digests(base)
-    check_base(parts, [fingerprint.of_digests(digests)])
-    yield from _new_leaves(parts, len(update), base, digests, budget)
+    header.fingerprints(update)  # refuses damage before the base is read
+    digests = _digests(base)
+    check_base(update, [fingerprint.of_digests(digests)])
+    yield from _new_leaves(update, base, digests, budget)
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -185,14 +186,16 @@ def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Mod
         yield held
 
 
-def check_base(parts: header.Update, found: Iterable[bytes]) -> None:
+def check_base(update: bytes, found: Iterable[bytes]) -> None:
     """Checks that an update starts from a model with one of these fingerprints.
 
     Raises:
+      CorruptUpdateError: the update is damaged.
       WrongBaseError: it does not.
     """
-    if parts.base not in (known := list(found)):
-        raise _wrong_base(parts, known)
+    expected, _ = header.fingerprints(update)
+    if expected not in (known := list(found)):
+        raise _wrong_base(expected, known)
 
 
 def cost(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> list[costs.Cost]:
@@ -203,22 +206,11 @@ def cost(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> list[costs.C
     """
     found, names = [], list(specs)
     for head in parts.heads:
-        name = leaf_name(head, names)
+        name = names[head.leaf]
         if head.size is not None or not head.kind.sized:
             with errors.of_leaf(name):
                 found.append(head.kind.cost(head, specs[name], parts.lanes))
     return found
-
-
-def leaf_name(head: Head, names: list[str]) -> str:
-    """The leaf of a block, of these sorted names.
-
-    Raises:
-      CorruptUpdateError: there are not so many.
-    """
-    if head.leaf >= len(names):
-        raise errors.CorruptUpdateError(f"leaf index: expected less than {len(names)}, found {head.leaf}")
-    return names[head.leaf]
 
 
 class _Blocks:
@@ -229,7 +221,7 @@ class _Blocks:
     ) -> None:
         """At the first block, the budget checked as far as the header says the costs."""
         names = list(specs)
-        self.names = {leaf_name(head, names): head for head in parts.heads}
+        self.names = {names[head.leaf]: head for head in parts.heads}
         _check_cost(parts, update_bytes, specs, budget)
         self._account = costs.Account(specs, update_bytes, budget)
         self._parts = parts
@@ -252,11 +244,11 @@ class _Blocks:
 
 
 def _new_leaves(
-    parts: header.Update, update_bytes: int, base: dtypes.Model, digests: dict[str, bytes], budget: float
+    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float
 ) -> Iterator[tuple[str, dtypes.Array]]:
     """As `apply_leaves`, the base being the right one and these its digests; kept leaves are not hashed again."""
-    specs, digests = dtypes.specs(base), dict(digests)
-    blocks = _Blocks(parts, update_bytes, specs, budget)
+    parts, specs, digests = header.parse(update, len(base)), dtypes.specs(base), dict(digests)
+    blocks = _Blocks(parts, len(update), specs, budget)
     for index, name in enumerate(specs):
         leaf = base[name]
         if name in blocks.names:
@@ -314,9 +306,9 @@ def _heads_said(heads: list[Head], ranks: list[int]) -> list[Head]:
     return [head._replace(view=None) for head in heads]
 
 
-def _wrong_base(parts: header.Update, found: Iterable[bytes]) -> errors.WrongBaseError:
+def _wrong_base(expected: bytes, found: Iterable[bytes]) -> errors.WrongBaseError:
     different = ", ".join(dict.fromkeys(one.hex() for one in found))
     return errors.WrongBaseError(
-        f"base model: expected the one with fingerprint {parts.base.hex()}, found {different}; "
+        f"base model: expected the one with fingerprint {expected.hex()}, found {different}; "
         "apply the update to the model that it was made from"
     )

@@ -13,6 +13,8 @@ from updcomp.wire import dtypes, errors, models, rans
 PER_BLOCK = 1 << 18
 _PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
 _PER_TOKEN = 32
+_PER_SEGMENT = 1 << 18
+_PER_CONTEXT = 1 << 14  # its prior
 _PER_SEARCH = 128  # a token's, where a table of its context would cost more
 _PER_SLOT = 4
 _PER_PRODUCT = 8  # products of an operation
@@ -34,8 +36,8 @@ class Cost(NamedTuple):
 def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
     """Of decoding a segment.
 
-    operations = 32 n + 2^13 steps + min(128 n, 2^16 contexts chunks), with ceil(chunk / lanes) steps for each chunk;
-    working bytes = 56 tokens of the longest chunk.
+    operations = 2^18 + 2^14 contexts + 32 n + 2^13 steps + min(128 n, 2^16 contexts chunks), with ceil(chunk / lanes)
+    steps for each chunk, and at most n contexts; working bytes = 56 tokens of the longest chunk. Nothing if n = 0.
 
     Args:
       count: n, number of tokens.
@@ -46,12 +48,16 @@ def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
       The cost.
 
     >>> tokens(64, 1, contexts=1)
-    Cost(operations=534528, working_bytes=3584)
+    Cost(operations=813056, working_bytes=3584)
     """
+    if not count:
+        return Cost(0, 0)
+    contexts = min(contexts, count)
     sizes = [part.stop - part.start for part in models.chunks(count)]
     steps = sum(-(-size // max(lanes, 1)) for size in sizes)
     tables = min(_PER_SEARCH * count, (_PER_SLOT * contexts * len(sizes)) << rans.PRECISION)
-    return Cost(_PER_TOKEN * count + _PER_STEP * steps + tables, _TOKEN_BYTES * max(sizes, default=0))
+    operations = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_TOKEN * count + _PER_STEP * steps + tables
+    return Cost(operations, _TOKEN_BYTES * max(sizes))
 
 
 def products(count: int) -> int:

@@ -14,6 +14,7 @@ MAGIC = b"updc"
 _FIXED = struct.Struct("<4sBB16s16s")  # magic, version, flags, fingerprints of the base and of the result
 _CHECKSUM = struct.Struct("<I")
 _LONGEST_VARINT = 5
+_MOST_BLOCKS = 1 << 20  # of an update whose model is not known
 _LONGEST_SIZE = 9  # bytes of a varint below 2^63
 _LONGEST_VIEW = 15  # bytes of a varint below 3^64, NumPy's most axes
 
@@ -91,18 +92,54 @@ def _pack_heads(heads: list[Head], version: versions.Version) -> bytes:
     return bytes(out)
 
 
-def parse(update: bytes) -> Update:
-    """Takes an update apart.
+def fingerprints(update: bytes) -> tuple[bytes, bytes]:
+    """The fingerprints of the base and of the result.
 
     Args:
       update: any bytes.
 
     Returns:
+      16 bytes each.
+
+    Raises:
+      CorruptUpdateError: not an update, damaged, truncated, or of a version or flag that this code does not know.
+    """
+    _, _, base, result = _open(update)[1]
+    return base, result
+
+
+def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Update:
+    """Takes an update apart.
+
+    Args:
+      update: any bytes.
+      leaves: of the model that it is for, which bounds the number of blocks.
+
+    Returns:
       Its parts; sections are views.
 
     Raises:
-      CorruptUpdateError: not an update, damaged, truncated, or of a version, flag or kind that this code does not know.
+      CorruptUpdateError: as `fingerprints`, or a kind that this code does not know, or more blocks than leaves.
     """
+    cursor, (version, flags, base, result) = _open(update)
+    seed = cursor.varint()
+    if seed >= 1 << 32:
+        raise errors.CorruptUpdateError(f"seed: expected less than 2^32, found {seed}")
+    heads = _parse_heads(cursor, version, leaves, views=bool(flags & versions.VIEWS))
+    change = None
+    if flags & versions.METADATA:
+        digest = bytes(cursor.take(metadata.DIGEST_SIZE))
+        change = metadata.Change(digest, bytes(cursor.take(cursor.varint())))
+    raw_size, extra_size, lane_bits = cursor.varint(), cursor.varint(), cursor.byte()
+    if lane_bits > rans.MAX_LANES.bit_length():
+        raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
+    raw, extra = cursor.take(raw_size), cursor.take(extra_size)
+    lanes = 1 << lane_bits >> 1
+    return Update(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change)
+
+
+def _open(update: bytes) -> tuple["_Cursor", tuple[versions.Version, int, bytes, bytes]]:
+    """What follows the fixed part, and (version, flags, base, result)."""
     if update[: len(MAGIC)] != MAGIC:
         raise errors.CorruptUpdateError(f"not an update: expected it to begin with {MAGIC!r}, found {update[:4]!r}")
     if len(update) > len(MAGIC) and update[len(MAGIC)] not in versions.VERSIONS:
@@ -120,19 +157,7 @@ def parse(update: bytes) -> Update:
         raise errors.CorruptUpdateError(
             f"flags: expected none beyond {version.flags}, found {flags}; install a newer updcomp"
         )
-    seed = cursor.varint()
-    if seed >= 1 << 32:
-        raise errors.CorruptUpdateError(f"seed: expected less than 2^32, found {seed}")
-    heads = _parse_heads(cursor, version, views=bool(flags & versions.VIEWS))
-    change = None
-    if flags & versions.METADATA:
-        digest = bytes(cursor.take(metadata.DIGEST_SIZE))
-        change = metadata.Change(digest, bytes(cursor.take(cursor.varint())))
-    raw_size, extra_size, lane_bits = cursor.varint(), cursor.varint(), cursor.byte()
-    if lane_bits > rans.MAX_LANES.bit_length():
-        raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
-    raw, extra = cursor.take(raw_size), cursor.take(extra_size)
-    return Update(version, base, result, seed, heads, raw, extra, 1 << lane_bits >> 1, cursor.left, change)
+    return cursor, (version, flags, base, result)
 
 
 class _Cursor:
@@ -162,11 +187,11 @@ class _Cursor:
         raise errors.CorruptUpdateError(f"header: expected a number of at most {longest} bytes")
 
 
-def _parse_heads(cursor: _Cursor, version: versions.Version, *, views: bool) -> list[Head]:
+def _parse_heads(cursor: _Cursor, version: versions.Version, leaves: int, *, views: bool) -> list[Head]:
     heads: list[Head] = []
     count, leaf = cursor.varint(), -1
-    if count > len(cursor.left):
-        raise errors.CorruptUpdateError(f"header: expected at most {len(cursor.left)} blocks, found {count}")
+    if count > (most := min(leaves, len(cursor.left))):
+        raise errors.CorruptUpdateError(f"header: expected at most {most} blocks, found {count}")
     for _ in range(count):
         number, gap = divmod(cursor.byte(), 16)
         if number not in version.kinds:
@@ -175,6 +200,8 @@ def _parse_heads(cursor: _Cursor, version: versions.Version, *, views: bool) -> 
             )
         kind = version.kinds[number]
         leaf += 1 + gap + (cursor.varint() if gap == 15 else 0)
+        if leaf >= leaves:
+            raise errors.CorruptUpdateError(f"leaf index: expected less than {leaves}, found {leaf}")
         step = 0.0
         if kind.stepped:
             step = float(np.frombuffer(b"\0\0" + bytes(cursor.take(2)), "<f4")[0])

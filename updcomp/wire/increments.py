@@ -55,16 +55,19 @@ def everywhere(old: dtypes.Array, integers: dtypes.Array, step: float) -> dtypes
 
     Args:
       old: held float leaf.
-      integers: (n,), of magnitude below 2^53, or float16.
+      integers: of the leaf's shape and of magnitude below 2^53, or float16; not copied whole, however they lie.
       step: float64.
 
     Returns:
       The new leaf.
     """
-    flat, new = old.reshape(-1), np.empty(old.size, old.dtype)
-    for part in _slices(old.size):
-        new[part] = _incremented(flat[part], integers[part], step)
-    return new.reshape(old.shape)
+    new = np.empty_like(old)
+    whole = old.ndim == 0 or integers.flags.c_contiguous
+    for row, out, values in [(old, new, integers)] if whole else zip(old, new, integers, strict=True):
+        flat, target, increments = row.reshape(-1), out.reshape(-1), values.reshape(-1)
+        for part in _slices(row.size):
+            target[part] = _incremented(flat[part], increments[part], step)
+    return new
 
 
 def everywhere_operations(spec: dtypes.Spec) -> int:

@@ -26,7 +26,9 @@ def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
       CorruptUpdateError: damaged, truncated, or of a version or kind that this code does not know.
       WrongBaseError: the update starts from another model.
     """
-    parts = header.parse(update)
+    if model is not None:
+        container.check_base(update, [fingerprint.of(model)])
+    parts = header.parse(update) if model is None else header.parse(update, len(model))
     change = parts.change
     sections = {
         **({} if change is None else {"metadata": len(change.digest) + len(change.changes)}),
@@ -57,7 +59,6 @@ def _block(head: Head) -> dict[str, Any]:
 
 def _of_model(parts: header.Update, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
     """The blocks with what the model says of them, and what applying them takes."""
-    container.check_base(parts, [fingerprint.of(model)])
     specs = dtypes.specs(model)
     told: dict[str, Any] = {"blocks": [_block_of(head, specs) for head in parts.heads]}
     found = container.cost(parts, specs)
@@ -74,7 +75,7 @@ def _of_model(parts: header.Update, update_bytes: int, model: dtypes.Model) -> d
 
 
 def _block_of(head: Head, specs: dict[str, dtypes.Spec]) -> dict[str, Any]:
-    name = container.leaf_name(head, list(specs))
+    name = list(specs)[head.leaf]
     shape, dtype = specs[name]
     said = _block(head) | {"leaf": name, "shape": list(shape), "dtype": dtypes.name(dtype)}
     if said.pop("view", None) is not None:

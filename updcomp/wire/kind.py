@@ -120,6 +120,6 @@ def said(view: views.View, ndim: int) -> views.View | None:
     return None if view == views.last_axis_out(ndim) else view
 
 
-def moved(view: views.View, spec: dtypes.Spec) -> int:
-    """The bytes of two more copies of the leaf where its matrices do not lie in it as they are, else 0."""
-    return 0 if said(view, len(spec.shape)) is None else 2 * spec.nbytes
+def moves(view: views.View, spec: dtypes.Spec) -> bool:
+    """Whether matrices of this view do not lie in the leaf as they are, so that they are copied."""
+    return said(view, len(spec.shape)) is not None

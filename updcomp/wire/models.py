@@ -36,50 +36,50 @@ for _ in range(_FRACTION - 1):
     _ROOTS.append(math.isqrt(_ROOTS[-1] * _UNIT))
 
 
-def _exp2(negative: int) -> int:
-    """2^-x in units of 2^-30, for x = negative / 2^12 >= 0."""
-    result = _UNIT
-    for bit, root in enumerate(reversed(_ROOTS)):
-        if negative >> bit & 1:
-            result = result * root >> 30
-    return result >> min(negative >> _FRACTION, 31)
+@functools.lru_cache(maxsize=2)
+def _stand_for(signed: bool) -> tuple[dtypes.Array, dtypes.Array, dtypes.Array]:
+    """Of every token: the logarithm of how many u share it, and twice the magnitude in their middle as m 2^e."""
+    large = np.arange(tokens.COUNT - tokens.DIRECT)
+    small = np.arange(tokens.DIRECT)
+    widths = np.concatenate([np.zeros_like(small), large // 2 + 3])
+    middles = np.concatenate([(small + 1) // 2 * 2 if signed else 2 * small, 5 + 2 * (large % 2)])
+    exponents = np.concatenate([np.zeros_like(small), large // 2 + (2 if signed else 3)])
+    return widths, middles, exponents
 
 
-def _stands_for(token: int, signed: bool) -> tuple[int, int]:
-    """(logarithm of how many u share the token, twice the magnitude in their middle)."""
-    if token < tokens.DIRECT:
-        return 0, (token + 1) // 2 * 2 if signed else 2 * token
-    exponent, second = divmod(token - tokens.DIRECT, 2)
-    width = exponent + 3
-    middle = (2 * (2 + second) + 1) << (width - 1)
-    return width, middle if signed else 2 * middle
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def prior(scale: int, alphabet: int, signed: bool) -> tuple[int, ...]:
-    """Weights of the tokens under a geometric distribution of a mean magnitude 2^((scale - 20) / 2).
+def priors(scales: dtypes.Array, alphabet: int, *, signed: bool) -> dtypes.Array:
+    """Weights of the tokens under geometric distributions of mean magnitudes 2^((scale - 20) / 2).
 
     weight(token) = (how many u it stands for) * 2^-(decay * magnitude of its middle), all in integers.
 
     Args:
-      scale: from 0 to `SCALES` - 1.
+      scales: integers (contexts,), from 0 to `SCALES` - 1.
       alphabet: number of tokens.
       signed: whether u is a folded signed number; its magnitude is then ceil(u / 2).
 
     Returns:
-      `alphabet` integers >= 0 whose sum is at most, and about, 2^16.
+      int64 (contexts, alphabet), >= 0; the sum of a row is at most, and about, 2^16.
     """
-    octaves = max(0, (scale - len(_DECAYS) + 2) // 2)
-    decay = _DECAYS[scale - 2 * octaves]
-    logarithms = []
-    for token in range(alphabet):
-        width, doubled = _stands_for(token, signed)
-        # 17 = 16 fractional bits of the decay, one of the doubling.
-        logarithms.append((width << _FRACTION) - (decay * doubled >> (17 - _FRACTION + octaves)))
-    top = max(logarithms)
-    weights = [_exp2(top - logarithm) for logarithm in logarithms]
-    total = sum(weights)
-    return tuple(weight * _PRIOR_TOTAL // total for weight in weights)
+    widths, middles, exponents = (part[:alphabet] for part in _stand_for(signed))
+    octaves = np.maximum(0, (scales - len(_DECAYS) + 2) // 2)
+    decays = np.array(_DECAYS)[scales - 2 * octaves]
+    # 17 = 16 fractional bits of the decay, one of the doubling.
+    shifts = exponents - (17 - _FRACTION + octaves[:, None])
+    terms = decays[:, None] * middles
+    # A term of 2^23 shifted further than 2^36 has a weight of 0 however far.
+    terms = np.where(shifts > 0, terms << np.clip(shifts, 0, 36), terms >> np.clip(-shifts, 0, 63))
+    logarithms = (widths << _FRACTION) - terms
+    below = np.minimum(logarithms.max(axis=1, keepdims=True) - logarithms, 32 << _FRACTION)
+    weights = np.full(below.shape, _UNIT)
+    for place, root in enumerate(_ROOTS, 1):
+        weights = np.where(below >> (_FRACTION - place) & 1, weights * root >> 30, weights)
+    weights >>= np.minimum(below >> _FRACTION, 31)
+    return weights * _PRIOR_TOTAL // weights.sum(axis=1, keepdims=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _priors(scales: tuple[int, ...], alphabet: int, signed: bool) -> dtypes.Array:
+    return priors(np.array(scales), alphabet, signed=signed)
 
 
 def normalise(weights: dtypes.Array) -> dtypes.Array:
@@ -114,7 +114,7 @@ class Adaptive:
           alphabet: number of tokens.
           signed: as in `prior`.
         """
-        self._weights = np.array([prior(int(scale), alphabet, signed) for scale in scales], np.int64)
+        self._weights = _priors(tuple(map(int, scales)), alphabet, signed).copy()
 
     def frequencies(self) -> dtypes.Array:
         """int64 (contexts, alphabet), as `normalise` returns them."""
@@ -149,8 +149,7 @@ def chunks(count: int) -> Iterator[slice]:
 @functools.lru_cache(maxsize=64)
 def _all_costs(alphabet: int, signed: bool) -> dtypes.Array:
     """float64 (SCALES, alphabet): bits of every token under every prior."""
-    priors = np.array([prior(scale, alphabet, signed) for scale in range(SCALES)], np.int64)
-    return rans.PRECISION - np.log2(normalise(priors))
+    return rans.PRECISION - np.log2(normalise(priors(np.arange(SCALES), alphabet, signed=signed)))
 
 
 def best_scale(histogram: dtypes.Array, *, signed: bool) -> int:

@@ -43,9 +43,10 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     product = increments.product_operations(spec, stack, rank) + costs.products(rows * fan_in * columns)
     return costs.total(
         contexts.matrix_cost(rows, columns, lanes),
-        basis.cost(spec, rank, view),
+        basis.cost(spec, rank, view, moves=kind.moves(view, spec)),
+        costs.Cost(0, 2 * spec.nbytes * kind.moves(view, spec)),
         operations=product,
-        working_bytes=kind.moved(view, spec) + 32 * stack * (fan_in + fan_out) * rank,
+        working_bytes=32 * stack * (fan_in + fan_out) * rank,
     )
 
 

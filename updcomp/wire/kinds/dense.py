@@ -28,11 +28,13 @@ def _check(block: Dense, old: dtypes.Array) -> None:
 
 
 def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
-    rows, columns = _matrix(spec.shape, kind.view_of(head, len(spec.shape)))
+    view = kind.view_of(head, len(spec.shape))
+    row = 4 * spec.size // max(spec.shape[0], 1) if kind.moves(view, spec) else 0
     return costs.total(
-        contexts.matrix_cost(rows, columns, lanes),
+        contexts.matrix_cost(*_matrix(spec.shape, view), lanes),
+        costs.Cost(0, row),
         operations=increments.everywhere_operations(spec),
-        working_bytes=4 * spec.size + 2 * kind.moved(kind.view_of(head, len(spec.shape)), spec),
+        working_bytes=4 * spec.size,
     )
 
 
@@ -56,7 +58,7 @@ def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Dense:
 
 
 def _apply(block: Dense, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
-    return increments.everywhere(old, block.values.reshape(-1), block.step)
+    return increments.everywhere(old, block.values, block.step)
 
 
 KIND = kind.Kind(

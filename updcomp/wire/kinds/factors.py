@@ -39,7 +39,7 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     return costs.total(
         *(contexts.matrix_cost(stack * rows, rank, lanes) for rows in (fan_in, fan_out)),
         operations=increments.product_operations(spec, stack, rank),
-        working_bytes=20 * stack * (fan_in + fan_out) * rank + kind.moved(view, spec),
+        working_bytes=20 * stack * (fan_in + fan_out) * rank + 2 * spec.nbytes * kind.moves(view, spec),
     )
 
 

@@ -40,7 +40,7 @@ def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Half:
 
 
 def _apply(block: Half, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
-    return increments.everywhere(old, block.delta.reshape(-1), 1.0)
+    return increments.everywhere(old, block.delta, 1.0)
 
 
 KIND = kind.Kind(
