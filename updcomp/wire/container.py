@@ -284,9 +284,9 @@ def _check_cost(parts: header.Update, update_bytes: int, specs: Mapping[str, dty
             f"update: expected at most {longest:,} bytes for this model, found {update_bytes:,}; "
             "send a larger step or Raw"
         )
-    account = costs.Account(specs, update_bytes, budget)
-    for block in cost(parts, specs):
-        account.charge(block)
+    blocks = cost(parts, specs)
+    whole = costs.Cost(sum(block.operations for block in blocks), max((b.working_bytes for b in blocks), default=0))
+    costs.Account(specs, update_bytes, budget).charge(whole)
     _check_views(parts, specs)
 
 

@@ -135,6 +135,6 @@ class Account:
             if found > limit:
                 needed = math.ceil(10 * self._budget * found / limit) / 10
                 raise errors.CostError(
-                    f"cost: expected at most {limit:,} {unit} to apply it to this model, found {found:,} or more; "
+                    f"cost: expected at most {limit:,} {unit} to apply it to this model, found {found:,}; "
                     f"send fewer ranks or weights, or allow a budget of {needed:g} or more"
                 )
