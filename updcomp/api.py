@@ -57,7 +57,7 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     """A packet of blocks that stand where the leaves of a model do: a tree in, a packet out.
 
     Args:
-      blocks: a tree like `deployed` with a block of `updcomp.wire.packet` in place of each leaf that travels, such as
+      blocks: a tree like `deployed` with a block of `updcomp.wire.kinds` in place of each leaf that travels, such as
         `delta.to_block`, `factorize.to_block` and `subspace.to_block` make them; None in place of all others.
       deployed: the model that the update starts from.
       seed: of `Seeded` blocks and of bases.
@@ -84,18 +84,21 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     return Packet({name: block for name, block in found.items() if block is not None}, seed)
 
 
-def encode(packet: Packet, deployed: PyTree) -> bytes:
+def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
     """The bytes of an update: what travels, with everything it needs counted in.
 
     Args:
       packet: from `diff` or a method.
       deployed: the model that it starts from.
+      budget: how much work and memory applying it may take, in proportion to the model: 1 is what devices allow by
+        default, some 2 s of one core for each 100 MB; `updcomp.wire.costs` has the numbers.
 
     Returns:
       An update file's content.
 
     Raises:
       LeafError: a block does not fit its leaf.
+      CostError: applying it takes more than the budget; the message says which one would do.
       Error: the first argument is not a packet.
     """
     if not isinstance(packet, Packet):
@@ -103,15 +106,16 @@ def encode(packet: Packet, deployed: PyTree) -> bytes:
             f"packet: expected a Packet from updcomp.diff or a method, found {type(packet).__name__}; "
             "did you mean updcomp.encode(updcomp.diff(old, new), old)?"
         )
-    return container.encode(packet, to_model(deployed))
+    return container.encode(packet, to_model(deployed), budget=budget)
 
 
-def apply(update: bytes, deployed: PyTree) -> PyTree:
+def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
     """The model that an update makes of a deployed one, bit for bit what a device gets.
 
     Args:
       update: from `encode`.
       deployed: the model that the update starts from.
+      budget: how much work and memory it may take, as in `encode`; infinity allows everything.
 
     Returns:
       A tree with the structure, dtypes, shapes, array types and shardings of `deployed`; NumPy leaves that the update
@@ -120,10 +124,11 @@ def apply(update: bytes, deployed: PyTree) -> PyTree:
     Raises:
       WrongBaseError: `deployed` is not the model that the update starts from.
       CorruptUpdateError: the bytes are damaged.
+      CostError: the update takes more than the budget.
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
-    return from_model(container.apply_update(update, to_model(deployed)), deployed)
+    return from_model(container.apply_update(update, to_model(deployed), budget=budget), deployed)
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:

@@ -135,16 +135,14 @@ def elements(spec: Spec) -> int:
     return spec.size * (2 if spec.dtype.kind == "c" else 1)
 
 
-def check_bits(leaf: Array) -> Array:
-    """The held leaf, its bits being some that its dtype has: a boolean is 0 or 1.
+def check_bits(leaf: Array) -> None:
+    """Checks that a held leaf has bits that its dtype has: a boolean is 0 or 1.
 
     Raises:
-      CorruptUpdateError: a boolean is another byte.
+      LeafError: a boolean is another byte.
     """
-    if leaf.dtype.kind == "b" and leaf.size and int(flat_bits(leaf).max()) > 1:
-        found = int(flat_bits(leaf).max())
-        raise errors.CorruptUpdateError(f"booleans: expected bytes of 0 and 1, found {found}")
-    return leaf
+    if leaf.dtype.kind == "b" and (found := int(flat_bits(leaf).max(initial=0))) > 1:
+        raise errors.LeafError(f"booleans: expected bytes of 0 and 1, found {found}")
 
 
 def exponent_histogram(leaf: Array) -> Array | None:

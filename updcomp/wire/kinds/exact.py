@@ -31,7 +31,7 @@ def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> kind.Head
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
-    return Exact(dtypes.check_bits(contexts.read_differences(reader, old)))
+    return Exact(contexts.read_differences(reader, old))
 
 
 KIND = kind.Kind(

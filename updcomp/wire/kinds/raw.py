@@ -19,9 +19,10 @@ def hold(block: Raw) -> Raw:
 
 
 def check(block: Raw, old: dtypes.Array) -> None:
-    """Checks shape and dtype; also of an exact block."""
+    """Checks shape, dtype and bits; also of an exact block."""
     found, expected = ((leaf.shape, dtypes.name(leaf.dtype)) for leaf in (block.new, old))
     kind.expect("new", found, expected)
+    dtypes.check_bits(block.new)
 
 
 def _cost(_: kind.Head, spec: dtypes.Spec, __: int) -> costs.Cost:
@@ -35,7 +36,7 @@ def write(block: Raw, _: dtypes.Array, writer: streams.Writer) -> kind.Head:
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Raw:
-    return Raw(dtypes.check_bits(reader.raw(old.shape, old.dtype)))
+    return Raw(reader.raw(old.shape, old.dtype))
 
 
 def apply(block: Raw, _: dtypes.Array, __: int, ___: int) -> dtypes.Array:
