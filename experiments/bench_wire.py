@@ -1,9 +1,12 @@
-"""The codec against its entropy, the device's import, and a sparse update of 100 MB against hashing it."""
+"""The codec against its entropy, the device's import, and sparse updates: 100 MB in memory, a file of 1 GB on disk."""
 
 import dataclasses
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments.results import write_figures
-from updcomp.wire import container, fingerprint, rans
+from updcomp.edge import files
+from updcomp.wire import container, dtypes, fingerprint, rans
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.dense import Dense
@@ -24,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often each figure is measured; the median counts."""
+    """How often each figure is measured, the median counting, and the size of the model file that is updated."""
 
     repeats: int = 7
+    file_bytes: int = 1_000_000_000
 
 
 def run(config: Config, workdir: Path) -> dict[str, float]:
@@ -44,6 +49,7 @@ def run(config: Config, workdir: Path) -> dict[str, float]:
         **_rans(5_000, config.repeats),
         **_imports(config.repeats),
         **_sparse_apply(config.repeats),
+        **_file_apply(workdir, config.file_bytes, config.repeats),
         **_fixed_cost(),
     }
     for name, value in figures.items():
@@ -98,12 +104,7 @@ def _sparse_apply(repeats: int) -> dict[str, float]:
     """25 million float32 weights in ten leaves, of which 1 % change."""
     generator = np.random.default_rng(0)
     model = {f"layer{i}/kernel": generator.normal(size=(2500, 1000)).astype(np.float32) for i in range(10)}
-    blocks: dict[str, Block] = {}
-    for name, leaf in model.items():
-        positions = np.sort(generator.choice(leaf.size, leaf.size // 100, replace=False))
-        values = generator.integers(1, 8, len(positions)) * generator.choice([-1, 1], len(positions))
-        blocks[name] = Sparse(positions, values.astype(np.int32), round_step(1e-3))
-    update = container.encode(Packet(blocks), model)
+    update = _sparse_update(model, generator)
     megabytes = sum(leaf.nbytes for leaf in model.values()) / 1e6
     apply = _seconds(lambda: container.apply_update(update, model), repeats)
     hashing = _seconds(lambda: fingerprint.of(model), repeats)
@@ -111,6 +112,54 @@ def _sparse_apply(repeats: int) -> dict[str, float]:
         "1 % sparse update of 100 MB: applied with both fingerprints, MB/s": megabytes / apply,
         "1 % sparse update of 100 MB: time, as a multiple of two fingerprints alone": apply / (2 * hashing),
         "1 % sparse update of 100 MB: bytes per sent weight": len(update) / (0.01 * megabytes * 1e6 / 4),
+    }
+
+
+def _sparse_update(model: dtypes.Model, generator: np.random.Generator) -> bytes:
+    """Of 1 % of the weights of every leaf."""
+    blocks: dict[str, Block] = {}
+    for name, leaf in model.items():
+        positions = np.unique(generator.integers(0, leaf.size, leaf.size // 100))
+        values = generator.integers(1, 8, len(positions)) * generator.choice([-1, 1], len(positions))
+        blocks[name] = Sparse(positions, values.astype(np.int32), round_step(1e-3))
+    return container.encode(Packet(blocks), model)
+
+
+def _file_apply(workdir: Path, file_bytes: int, repeats: int) -> dict[str, float]:
+    """The device's command line on a file of 32 leaves, of which 1 % change, against copying and syncing the file."""
+    generator = np.random.default_rng(0)
+    shape = (32, file_bytes // (32 * 32 * 4))
+    model = {f"layer{i:02d}/kernel": generator.standard_normal(shape, np.float32) for i in range(32)}
+    update = _sparse_update(model, generator)
+    with tempfile.TemporaryDirectory(dir=workdir) as name:
+        folder = Path(name)
+        files.write_model(folder / "old.safetensors", model)
+        (folder / "update.upd").write_bytes(update)
+        megabytes = (folder / "old.safetensors").stat().st_size / 1e6
+        del model
+        peaks: list[float] = []
+
+        def apply() -> None:
+            command = ["apply", "old.safetensors", "update.upd", "-o", "new.safetensors"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            device = subprocess.Popen([sys.executable, "-m", "updcomp.edge", *command], cwd=folder, env=environment)
+            _, status, usage = os.wait4(device.pid, 0)
+            device.returncode = os.waitstatus_to_exitcode(status)
+            assert device.returncode == 0
+            peaks.append(usage.ru_maxrss / 1024)
+
+        def copy() -> None:
+            with (folder / "old.safetensors").open("rb") as old, (folder / "copy").open("wb") as new:
+                shutil.copyfileobj(old, new, 1 << 20)
+                new.flush()
+                os.fsync(new.fileno())
+
+        applied, copied = _seconds(apply, repeats), _seconds(copy, repeats)
+    title = f"1 % sparse update of a file of {megabytes:,.0f} MB, `updcomp.edge apply`"
+    return {
+        f"{title}: MB/s": megabytes / applied,
+        f"{title}: time, as a multiple of copying and syncing the file": applied / copied,
+        f"{title}: peak memory, MiB": max(peaks),
     }
 
 

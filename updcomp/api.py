@@ -1,5 +1,6 @@
 """The four functions on any pytree: diff, encode, apply, inspect."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from updcomp.trees import PyTree, from_model, subtrees_at, to_model
 from updcomp.wire import container, dtypes, inspection, versions
-from updcomp.wire.errors import BudgetError, Error, LeafError
+from updcomp.wire.errors import BudgetError, CostError, Error, LeafError
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.dense import Dense
@@ -219,4 +220,7 @@ def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], 
 
 def _sized(before: dict[str, np.ndarray], after: dict[str, np.ndarray], step: float | None) -> tuple[Packet, int]:
     packet = _packet(before, after, step)
-    return packet, len(container.encode(packet, before))
+    try:
+        return packet, len(container.encode(packet, before))
+    except CostError:
+        return packet, sys.maxsize  # no device takes it

@@ -167,3 +167,85 @@ def test_ranks_of_many_small_matrices_are_charged_per_matrix():
 
 def versions_view():
     return kind.views.of_words("stack in out")
+
+
+def by_the_table(head, shape, itemsize, lanes):
+    """(operations, working bytes) of a block, from the table in FORMAT.md alone; default views of one matrix."""
+    n = math.prod(shape)
+    fan_in, fan_out = math.prod(shape[:-1]), shape[-1] if shape else 1
+    w, size, stack = n * itemsize, head.size, 1
+
+    def segment(t, c):
+        sizes, start = [], 0
+        while start < t:
+            sizes.append(min(max(start, 64), 1 << 20, t - start))
+            start += sizes[-1]
+        if not t:
+            return 0, 0
+        c = min(c, t)
+        steps = sum(-(-one // max(lanes, 1)) for one in sizes)
+        return 2**18 + 2**14 * c + 32 * t + 2**13 * steps + min(128 * t, 2**16 * c * len(sizes)), 56 * max(sizes)
+
+    def matrix(rows, columns):
+        parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
+        return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(held for _, held in parts)
+
+    def increments(r):
+        return 16 * n + 256 * stack + n * r // 8
+
+    a, b = (min(size or 0, fan) for fan in (fan_in, fan_out))
+    parts, own, held = {
+        "raw": lambda: ([], w, 0),
+        "exact": lambda: ([segment(n, 64)], w, w),
+        "half": lambda: ([], 16 * n, 3 * n),
+        "dense": lambda: ([matrix(fan_in, fan_out)], 16 * n, 4 * n),
+        "sparse": lambda: ([segment(size, 1)] * 2, w + 64 * size, 28 * size),
+        "seeded": lambda: (
+            [segment(size, 1), (16 * n + 64 * size, 40 * size + 2**23)],
+            w + 64 * size,
+            12 * size,
+        ),
+        "magnitude": lambda: (
+            [segment(size, 1), (16 * n + 64 * size, 24 * size + 3 * w)],
+            w + 64 * size,
+            12 * size,
+        ),
+        "factors": lambda: (
+            [matrix(fan_in, size), matrix(fan_out, size)],
+            increments(size),
+            20 * (fan_in + fan_out) * size,
+        ),
+        "coefficients": lambda: (
+            [
+                matrix(a, b),
+                (
+                    (6 * size * fan_in * fan_out + 6 * size**2 * (fan_in + fan_out)) // 8
+                    + 6 * size * 2**15
+                    + 96 * size * (fan_in + fan_out)
+                    + 16 * n,
+                    12 * n,
+                ),
+            ],
+            increments(size) + a * fan_in * b // 8,
+            32 * (fan_in + fan_out) * size,
+        ),
+    }[head.kind.name]()
+    return 2**18 + own + sum(ops for ops, _ in parts), held + max((most for _, most in parts), default=0)
+
+
+@pytest.mark.parametrize("name", samples.packets())
+def test_costs_are_those_of_the_specification(name):
+    base = samples.model()
+    parts = header.parse(container.encode(samples.packets()[name], base))
+    for head, cost in zip(parts.heads, container.cost(parts, dtypes.specs(base)), strict=True):
+        leaf = dtypes.hold(base[sorted(base)[head.leaf]])
+        if leaf.dtype.kind != "c":
+            assert cost == by_the_table(head, leaf.shape, leaf.itemsize, parts.lanes)
+
+
+@pytest.mark.parametrize(("rank", "lanes"), [(1, 1), (40, 8)])
+def test_costs_of_large_leaves_are_those_of_the_specification(rank, lanes):
+    shape = (300, 700)
+    for found in versions.NEWEST.kinds.values():
+        head = kind.Head(found, 0, 1.0, rank if found.sized else None)
+        assert found.cost(head, spec(*shape), lanes) == by_the_table(head, shape, 4, lanes)
