@@ -25,6 +25,13 @@ from updcomp.wire.packet import Packet
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Runs a command and prints its peak memory. A child of this process itself would begin with the peak of this one.
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -140,13 +147,11 @@ def _file_apply(workdir: Path, file_bytes: int, repeats: int) -> dict[str, float
         peaks: list[float] = []
 
         def apply() -> None:
-            command = ["apply", "old.safetensors", "update.upd", "-o", "new.safetensors"]
+            device = [sys.executable, "-m", "updcomp.edge", "apply"]
+            command = [sys.executable, "-c", _PEAK, *device, "old.safetensors", "update.upd", "-o", "new.safetensors"]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            device = subprocess.Popen([sys.executable, "-m", "updcomp.edge", *command], cwd=folder, env=environment)
-            _, status, usage = os.wait4(device.pid, 0)
-            device.returncode = os.waitstatus_to_exitcode(status)
-            assert device.returncode == 0
-            peaks.append(usage.ru_maxrss / 1024)
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True)
+            peaks.append(int(done.stdout) / 1024)
 
         def copy() -> None:
             with (folder / "old.safetensors").open("rb") as old, (folder / "copy").open("wb") as new:

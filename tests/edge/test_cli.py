@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.edge.running import after, assert_fails, contents, run
 from tests.wire import fuzz, samples
+from updcomp import edge
 from updcomp.edge import __main__ as cli
 from updcomp.edge import files
-from updcomp.wire import apply, container, fingerprint, header
+from updcomp.wire import apply, container, fingerprint
 
 MODEL = {name: leaf for name, leaf in samples.model().items() if leaf.size}
 PACKET = samples.packets()["dense"]
@@ -26,30 +28,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(*arguments, cwd, start=("-m", "updcomp.edge")):
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
-    root = str(Path(cli.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def assert_fails(folder, *arguments, message, **options):
-    """One line, exit status 2, every file as it was, no new one."""
-    before = contents(folder)
-    done = run(*arguments, cwd=folder, **options)
-    assert done.returncode == 2, done
-    assert done.stdout == ""
-    assert done.stderr.startswith("updcomp: error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
-    assert contents(folder) == before
-
-
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
 def test_apply_verify_and_inspect(folder, suffix):
     done = run("apply", f"old{suffix}", "update", "-o", "new.safetensors", cwd=folder)
@@ -61,7 +39,7 @@ def test_apply_verify_and_inspect(folder, suffix):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"update applies to old{suffix}\n"
     done = run("inspect", "update", cwd=folder)
-    assert json.loads(done.stdout) == container.inspect(UPDATE)
+    assert json.loads(done.stdout) == edge.inspect(UPDATE)
     assert sorted(path.name for path in folder.iterdir()) == ["new.safetensors", "old.npz", "old.safetensors", "update"]
 
 
@@ -108,8 +86,8 @@ def test_a_wrong_base(folder, wrong):
         pytest.param(UPDATE[:30], "checksum: the 30 bytes are damaged or truncated", id="truncated"),
         pytest.param(UPDATE[:-20] + b"?" + UPDATE[-19:], "are damaged or truncated; fetch them again", id="bit flips"),
         pytest.param(
-            fuzz.with_checksum(UPDATE[:4] + bytes([header.VERSION + 1]) + UPDATE[5:-4]),
-            "format version: expected 1 to 2, found 3; install a newer updcomp",
+            fuzz.with_checksum(UPDATE[:4] + b"\xff" + UPDATE[5:-4]),
+            "found 255; install a newer updcomp",
             id="future version",
         ),
         pytest.param(
@@ -141,7 +119,7 @@ def test_every_truncation_and_flipped_bit_on_the_command_line(folder, capsys):
     ("arguments", "message"),
     [
         (("apply", ".", "update", "-o", "new.npz"), ".: expected a model file ending in .safetensors or .npz"),
-        (("apply", "folder.npz", "update", "-o", "new.npz"), "folder.npz: Is a directory"),
+        (("apply", "folder.npz", "update", "-o", "new.npz"), "folder.npz: expected a file, found a folder"),
         (("apply", "old.npz", "folder.npz", "-o", "new.npz"), "folder.npz: expected a file"),
         (("apply", "old.npz", "update", "-o", "folder.npz"), "folder.npz: expected a file to write, found a folder"),
         (("apply", "old.npz", "update", "-o", "."), ".: expected a file to write, found a folder"),
@@ -171,10 +149,10 @@ def test_a_device_in_place_of_an_update(folder):
 
 def test_an_update_that_does_not_fit_into_memory(folder):
     with (folder / "large").open("wb") as file:
-        file.truncate(20 << 30)
-    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); "
-    limited += "runpy.run_module('updcomp.edge', run_name='__main__', alter_sys=True)"
-    done = run("inspect", "large", cwd=folder, start=("-c", limited))
+        file.write(b"updc")
+        file.truncate(1 << 30)
+    limited = after("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))")
+    done = run("inspect", "large", cwd=folder, start=limited)
     (folder / "large").unlink()
     assert done.returncode == 2
     assert done.stderr == "updcomp: error: large: the file does not fit into memory\n"
@@ -183,18 +161,9 @@ def test_an_update_that_does_not_fit_into_memory(folder):
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
 def test_a_full_disk_leaves_nothing(folder, suffix):
     """A limit on the size of files fails a write half-way, as a full disk does."""
-    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
-    limited += "runpy.run_module('updcomp.edge', run_name='__main__', alter_sys=True)"
+    limited = after("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
     arguments = ("apply", "old.npz", "update", "-o", f"new{suffix}")
-    assert_fails(folder, *arguments, message=f"new{suffix}: cannot write: File too large", start=("-c", limited))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder(folder):
-    (folder / "locked").mkdir(mode=0o500)
-    assert_fails(
-        folder, "apply", "old.npz", "update", "-o", "locked/new.npz", message="cannot write: Permission denied"
-    )
+    assert_fails(folder, *arguments, message=f"new{suffix}: cannot write: File too large", start=limited)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +173,110 @@ def test_wrong_usage_has_exit_status_2(folder, arguments):
     done = run(*arguments, cwd=folder)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m updcomp.edge")
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "nan", "much", ""])
+def test_a_budget_is_a_positive_factor(folder, factor):
+    done = run("apply", "old.npz", "update", "-o", "new.npz", f"--budget={factor}", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"argument --budget: expected a positive number or inf, found {factor!r}\n")
+
+
+def test_an_update_beyond_the_budget_is_refused(folder):
+    for command in (("apply", "old.npz", "update", "-o", "new.npz"), ("verify", "old.npz", "update")):
+        assert_fails(folder, *command, "--budget=1e-9", message="update: ")
+        assert run(*command, "--budget=inf", cwd=folder).returncode == 0
+        assert run(*command, "--budget", "2.5", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_an_update_may_come_from_standard_input_and_the_model_go_to_standard_output(folder, suffix):
+    assert run("apply", f"old{suffix}", "update", "-o", f"new{suffix}", cwd=folder).returncode == 0
+    new, before = (folder / f"new{suffix}").read_bytes(), contents(folder)
+    with (folder / "update").open("rb") as update:
+        done = run("apply", f"old{suffix}", "-", "-o", "-", cwd=folder, text=False, stdin=update)
+    assert (done.returncode, done.stdout, done.stderr) == (0, new, b"")
+    done = run("apply", f"old{suffix}", "-", "-o", "-", cwd=folder, text=False, input=UPDATE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, new, b"")
+    assert contents(folder) == before
+    done = run("verify", f"old{suffix}", "-", cwd=folder, text=False, input=UPDATE)
+    assert (done.returncode, done.stdout) == (0, f"standard input applies to old{suffix}\n".encode())
+    done = run("inspect", "-", cwd=folder, text=False, input=UPDATE)
+    assert json.loads(done.stdout) == edge.inspect(UPDATE)
+
+
+@pytest.mark.parametrize("update", [b"", b"junk", UPDATE[:-1], UPDATE[:50] + b"?" + UPDATE[51:]])
+def test_nothing_goes_to_standard_output_before_it_is_verified(folder, update):
+    done = run("apply", "old.npz", "-", "-o", "-", cwd=folder, text=False, input=update)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"updcomp: error: standard input: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_result_that_is_not_as_promised_goes_nowhere(folder):
+    """All leaves have been made when it shows."""
+    wrong = fuzz.with_checksum(UPDATE[:22] + bytes(16) + UPDATE[38:-4])
+    (folder / "wrong").write_bytes(wrong)
+    assert_fails(folder, "apply", "old.npz", "wrong", "-o", "new.npz", message="wrong: result: expected the model 0000")
+    assert_fails(folder, "verify", "old.npz", "wrong", message="wrong: result: expected the model 0000")
+    done = run("apply", "old.npz", "-", "-o", "-", cwd=folder, text=False, input=wrong)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_a_file_of_the_name_of_standard_output(folder):
+    assert run("apply", "old.npz", "update", "-o", "./-.npz", cwd=folder).returncode == 0
+    (folder / "-").write_bytes(UPDATE)
+    assert run("verify", "old.npz", "./-", cwd=folder).stdout == "./- applies to old.npz\n"
+
+
+LABELS = {"note": "kept"}, {"format": "pt", "labels": "a,b"}
+
+
+@pytest.fixture
+def labelled(folder):
+    (folder / "update").write_bytes(container.encode(PACKET, MODEL, metadata=LABELS))
+    return folder
+
+
+def test_metadata_travel(labelled):
+    assert run("verify", "old.safetensors", "update", cwd=labelled).stderr == ""
+    done = run("apply", "old.safetensors", "update", "-o", "new.safetensors", cwd=labelled)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files.read_model(labelled / "new.safetensors").metadata == LABELS[1]
+
+
+@pytest.mark.parametrize("other", [{}, {"note": "other"}, {"note": "kept", "labels": "b,a"}])
+def test_other_metadata_are_another_base(labelled, other):
+    files.write_model(labelled / "other.safetensors", MODEL, other)
+    assert_fails(labelled, "verify", "other.safetensors", "update", message="update: metadata: expected")
+    arguments = ("apply", "other.safetensors", "update", "-o", "new.safetensors")
+    assert_fails(labelled, *arguments, message="update: metadata: expected")
+
+
+def test_metadata_that_a_format_does_not_keep_are_said_to_be_lost(labelled):
+    lost = "updcomp: note: the new model's metadata are left out; only .safetensors files keep them\n"
+    for old, new, kept in ((".npz", ".npz", {}), (".npz", ".safetensors", {}), (".safetensors", ".npz", {})):
+        done = run("apply", f"old{old}", "update", "-o", f"new{new}", cwd=labelled)
+        assert (done.returncode, done.stderr) == (0, lost)
+        assert files.read_model(labelled / f"new{new}").metadata == kept
+    done = run("verify", "old.npz", "update", cwd=labelled)
+    assert done.stderr == "updcomp: note: metadata are not checked; only .safetensors files keep them\n"
+
+
+def test_an_update_without_metadata_keeps_those_of_the_file(folder):
+    assert run("apply", "old.safetensors", "update", "-o", "new.safetensors", cwd=folder).returncode == 0
+    assert files.read_model(folder / "new.safetensors").metadata == {"note": "kept"}
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_errors_about_files_do_not_name_the_update(folder, suffix):
+    files.write_model(folder / f"bad{suffix}", MODEL | {"seen": np.full(9, 7, np.uint8).view(bool)})
+    arguments = ("apply", f"bad{suffix}", "update", "-o", "new.npz")
+    assert_fails(folder, *arguments, message=f"updcomp: error: bad{suffix}: leaf 'seen': expected bytes of 0 and 1")
+
+
+def test_a_leaf_name_of_3_mb_makes_no_line_of_3_mb(folder):
+    files.write_model(folder / "long.safetensors", {"x" * 3_000_000: np.uint8([7]).view(bool)})
+    done = run("verify", "long.safetensors", "update", cwd=folder)
+    assert done.returncode == 2
+    assert len(done.stderr) < 5000

@@ -1,27 +1,18 @@
-import contextlib
-import json
+import io
 import os
-import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.edge.running import peak
 from tests.wire import samples
-from updcomp.edge import files
-from updcomp.wire import errors, fingerprint
+from updcomp.edge import applying, files
+from updcomp.wire import container, dtypes, errors, fingerprint, packet
 
 IN_SAFETENSORS = {name: leaf for name, leaf in samples.model().items() if leaf.dtype != np.complex128}
-
-
-def file_of(header, data=b"", length=None):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+LARGE = {f"{i:02d}": np.full(1 << 20, i, np.uint8) for i in range(16)}
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
@@ -62,93 +53,131 @@ def test_small_floats_have_the_names_that_the_safetensors_package_knows(tmp_path
     assert fingerprint.of(files.read_model(tmp_path / "m.safetensors").model) == fingerprint.of({"w": leaf})
 
 
-def test_npz_names_may_be_any_and_numpy_reads_them(tmp_path):
-    model = {"file": np.float32([1]), "a/b.npy": np.float32(2), "": np.int8([3])}
-    files.write_model(tmp_path / "m.npz", model)
-    assert fingerprint.of(files.read_model(tmp_path / "m.npz").model) == fingerprint.of(model)
-    with np.load(tmp_path / "m.npz") as archive:
-        assert archive["file"].tolist() == [1]
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_an_open_model_says_what_its_leaves_are_and_reads_each_when_asked(tmp_path, suffix):
+    files.write_model(tmp_path / f"m{suffix}", IN_SAFETENSORS)
+    with files.open_model(tmp_path / f"m{suffix}") as (model, _):
+        assert list(model) == sorted(IN_SAFETENSORS)
+        assert len(model) == len(IN_SAFETENSORS)
+        assert dtypes.specs(model) == dtypes.specs(IN_SAFETENSORS)
+        assert fingerprint.of(model) == fingerprint.of(IN_SAFETENSORS)
+        assert model["conv"] is not model["conv"]
+        with pytest.raises(KeyError):
+            model["another"]
 
 
-def test_a_misaligned_safetensors_file_is_read_into_aligned_leaves(tmp_path):
-    header = {"a": entry("U8", [1], [0, 1]), "b": entry("F32", [1], [1, 5])}
-    (tmp_path / "m.safetensors").write_bytes(file_of(header, b"\7" + np.float32(1.5).tobytes()))
-    model = files.read_model(tmp_path / "m.safetensors").model
-    assert model["b"].tolist() == [1.5]
-    assert model["b"].flags.aligned
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_models_are_read_written_and_updated_leaf_by_leaf(tmp_path, suffix):
+    old, new, copy = (tmp_path / f"{name}{suffix}" for name in ("old", "new", "copy"))
+    files.write_model(old, LARGE)
+    update = container.encode(packet.Packet({}), LARGE)
+
+    def copied():
+        with files.open_model(old) as (model, _):
+            files.write_model(copy, model)
+
+    leaf = 1 << 20
+    assert peak(copied) < 6 * leaf
+    assert peak(lambda: applying.apply_file(old, update, new)) < 8 * leaf
+    assert old.read_bytes() == new.read_bytes() == copy.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.touch()])
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, suffix, change):
+    path = tmp_path / f"m{suffix}"
+    files.write_model(path, LARGE)
+    os.utime(path, (0, 0))
+    with files.open_model(path) as (model, _):
+        assert model["00"][0] == 0
+        change(path)
+        with pytest.raises(errors.FileError, match="m.*: "):
+            model["15"]
+
+
+def test_leaves_may_be_written_in_any_order(tmp_path):
+    specs = dtypes.specs(IN_SAFETENSORS)
+    files.write_model(tmp_path / "sorted.safetensors", IN_SAFETENSORS)
+    files.write_leaves(tmp_path / "any.safetensors", specs, reversed(list(IN_SAFETENSORS.items())))
+    assert (tmp_path / "any.safetensors").read_bytes() == (tmp_path / "sorted.safetensors").read_bytes()
+    files.write_leaves(tmp_path / "any.npz", specs, reversed(list(IN_SAFETENSORS.items())))
+    assert fingerprint.of(files.read_model(tmp_path / "any.npz").model) == fingerprint.of(IN_SAFETENSORS)
+
+
+ZERO = np.zeros(1, np.float32)
+
+
+def broken():
+    yield "a", ZERO
+    raise errors.CorruptUpdateError("in the middle")
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        (lambda: [("a", ZERO)], "'b'.*no such leaf"),
+        (lambda: [("a", ZERO)] * 2, "'a'.*twice"),
+        (lambda: [("c", ZERO)], "'c'.*no such leaf"),
+        (lambda: [("a", ZERO.astype(np.float64))], "'a'"),
+        (lambda: [("a", ZERO[None])], "'a'"),
+        (broken, "in the middle"),
+    ],
+    ids=["missing", "twice", "unknown", "dtype", "shape", "error"],
+)
+def test_nothing_is_written_unless_every_leaf_comes_once_as_announced(tmp_path, suffix, leaves, message):
+    (tmp_path / f"m{suffix}").write_bytes(b"old")
+    with pytest.raises(errors.Error, match=message):
+        files.write_leaves(tmp_path / f"m{suffix}", dtypes.specs({"a": ZERO, "b": ZERO}), leaves())
+    assert os.listdir(tmp_path) == [f"m{suffix}"]
+    assert (tmp_path / f"m{suffix}").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+@pytest.mark.parametrize("name", ["", "a/b.npy", "file", "größe", "\U0001f600", "x" * 65_531, '"\\\n', "../../etc"])
+def test_names_may_be_any_text(tmp_path, suffix, name):
+    files.write_model(tmp_path / f"m{suffix}", {name: np.float32([1])})
+    assert list(files.read_model(tmp_path / f"m{suffix}").model) == [name]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("path", "name", "metadata", "message"),
     [
-        (b"", "not safetensors"),
-        (b"1234", "not safetensors"),
-        (file_of({}, length=2**40), "header"),
-        (file_of({}, length=3), "header"),
-        (file_of(b"[1, 2]"), "object"),
-        (file_of(b"{" * 50_000), "JSON"),
-        (file_of(b"[" * 50_000), "JSON"),
-        (file_of(b'{"a": 1, "a": 2}'), "twice"),
-        (file_of(b"\xff\xfe"), "JSON"),
-        (file_of({"w": 3}), "'w'"),
-        (file_of({"w": {"dtype": "F32", "shape": [1]}}), "data_offsets"),
-        (file_of({"w": entry(offsets=[0, 4, 8])}), "data_offsets"),
-        (file_of({"w": entry(dtype="F4")}, b"1234"), "'F4'"),
-        (file_of({"w": entry(dtype=["F32"])}, b"1234"), "expected one of"),
-        (file_of({"w": entry(shape="1")}, b"1234"), "integers"),
-        (file_of({"w": entry(shape=[-1])}, b"1234"), "integers"),
-        (file_of({"w": entry(shape=[True])}, b"1234"), "integers"),
-        (file_of({"w": entry(shape=[1.0])}, b"1234"), "integers"),
-        (file_of({"w": entry(shape=[2])}, b"1234"), "expected 8 bytes"),
-        (file_of({"w": entry(shape=[2**62, 4])}, b"1234"), "bytes"),
-        (file_of({"w": entry("F32", [0] + [2**62] * 3, [0, 0])}), "shape"),
-        (file_of({"w": entry("F32", [0] * 100, [0, 0])}), "shape"),
-        (file_of({"w": entry(offsets=[4, 8])}, b"12345678"), "'w'"),
-        (file_of({"w": entry()}, b"12345678"), "expected 4 bytes"),
-        (file_of({"w": entry()}, b"12"), "expected 4 bytes"),
-        (file_of({"a": entry(), "b": entry()}, b"1234"), "'b'"),
-        (file_of({"__metadata__": {"a": 1}}), "__metadata__"),
+        ("m.safetensors", "\ud800", {}, r"UTF-8 can encode, found '\\ud800'"),
+        ("m.npz", "\ud800", {}, r"UTF-8 can encode, found '\\ud800'"),
+        ("m.safetensors", "w", {"\udfff": "text"}, "UTF-8 can encode"),
+        ("m.safetensors", "w", {"name": "\udfff"}, "UTF-8 can encode"),
+        ("m.safetensors", "w", {"name": 3}, "UTF-8 can encode, found 3"),
+        ("m.safetensors", "__metadata__", {}, "of this name; use .npz"),
+        ("m.safetensors", "x" * (8 << 20), {}, "expected at most 8388608 bytes of names and metadata"),
+        ("m.npz", "a\0b", {}, "expected a name without NUL"),
+        ("m.npz", "x" * 65_532, {}, "expected a name without NUL and of at most 65531 bytes, found 65532"),
+        ("m.npz", "ä" * 32_766, {}, "expected a name without NUL and of at most 65531 bytes"),
     ],
+    ids=str,
 )
-def test_damaged_safetensors_files_are_named(tmp_path, content, message):
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(content)
+def test_what_could_not_be_read_back_is_not_written(tmp_path, path, name, metadata, message):
     with pytest.raises(errors.FileError, match=message) as caught:
-        files.read_model(path)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
+        files.write_model(tmp_path / path, {name: np.float32([1])}, metadata)
+    assert str(caught.value).startswith(str(tmp_path / path))
+    assert os.listdir(tmp_path) == []
 
 
-def test_every_truncation_and_many_damages_of_a_npz_file_are_a_file_error_or_a_model(tmp_path):
-    path = tmp_path / "m.npz"
-    files.write_model(path, {"w": np.arange(6, dtype=np.float32), "b": samples.model()["scale"]})
-    whole = path.read_bytes()
-    for size in range(len(whole)):
-        path.write_bytes(whole[:size])
-        with pytest.raises(errors.FileError, match="not a model file"):
-            files.read_model(path)
-    for at in range(0, len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
-        with contextlib.suppress(errors.Error):
-            files.read_model(path)
+def test_a_safetensors_name_may_have_a_nul_and_be_long(tmp_path):
+    model = {"a\0b": np.int8([1]), "x" * 100_000: np.int8([2])}
+    files.write_model(tmp_path / "m.safetensors", model)
+    assert fingerprint.of(files.read_model(tmp_path / "m.safetensors").model) == fingerprint.of(model)
 
 
-def test_pickles_are_never_loaded(tmp_path):
-    np.savez(tmp_path / "m.npz", w=np.array([{}], object))
-    with pytest.raises(errors.FileError, match="allow_pickle"):
-        files.read_model(tmp_path / "m.npz")
+def test_safetensors_has_no_complex128(tmp_path):
+    with pytest.raises(errors.FileError, match="npz"):
+        files.write_model(tmp_path / "m.safetensors", {"w": np.zeros(1, complex)})
+    assert os.listdir(tmp_path) == []
 
 
-def test_npz_leaves_that_are_no_numbers_are_refused(tmp_path):
-    np.savez(tmp_path / "m.npz", w=np.array(["text"]))
-    with pytest.raises(errors.DtypeError, match=r"m\.npz: dtype"):
-        files.read_model(tmp_path / "m.npz")
-
-
-def test_safetensors_has_no_complex128_and_no_leaf_of_the_metadatas_name(tmp_path):
-    for name, leaf in (("w", np.zeros(1, complex)), ("__metadata__", np.zeros(1, np.float32))):
-        with pytest.raises(errors.FileError, match="npz"):
-            files.write_model(tmp_path / "m.safetensors", {name: leaf})
+def test_an_npz_has_dtypes_of_latin_names_alone(tmp_path):
+    with pytest.raises(errors.FileError, match="'w'"):
+        files.write_model(tmp_path / "m.npz", {"w": np.zeros(1, [("\u0394", "|u1")])})
     assert os.listdir(tmp_path) == []
 
 
@@ -159,23 +188,31 @@ def test_unknown_suffixes_list_the_known_ones(tmp_path, path):
             use(tmp_path / path)
 
 
-def test_a_file_is_replaced_through_links_and_only_whole(tmp_path):
-    (tmp_path / "target.npz").write_bytes(b"old")
-    (tmp_path / "link.npz").symlink_to(tmp_path / "target.npz")
-
-    def fail(file):
-        file.write(b"partial")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.replace_file(tmp_path / "link.npz", fail)
-    assert (tmp_path / "target.npz").read_bytes() == b"old"
-    assert sorted(os.listdir(tmp_path)) == ["link.npz", "target.npz"]
-    files.replace_file(tmp_path / "link.npz", lambda file: file.write(b"new"))
-    assert (tmp_path / "target.npz").read_bytes() == b"new"
-    assert (tmp_path / "link.npz").is_symlink()
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_a_boolean_is_the_byte_0_or_1(tmp_path, suffix):
+    path = tmp_path / f"m{suffix}"
+    files.write_model(path, {"w": np.array([True, False])})
+    assert files.read_model(path).model["w"].tolist() == [True, False]
+    files.write_model(path, {"w": np.uint8([1, 7]).view(bool)})
+    with pytest.raises(errors.FileError, match=r"leaf 'w': expected bytes of 0 and 1, found 7"):
+        files.read_model(path)
 
 
-def test_devices_are_not_replaced():
-    with pytest.raises(errors.FileError, match="folder or device"):
-        files.replace_file("/dev/null", lambda file: None)
+def test_the_bytes_of_model_files_stay_as_they_were(tmp_path):
+    """Of the same model: what NumPy's own writer gives, sorted, with a fixed date; wide dtypes first."""
+    model = {"b": np.arange(3, dtype=np.int16), "a": np.float32(1)}
+    files.write_model(tmp_path / "m.safetensors", model, {"k": "v"})
+    header = (
+        b'{"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},'
+        b'"b":{"dtype":"I16","shape":[3],"data_offsets":[4,10]}}'
+    )
+    header += b" " * (-len(header) % 8)
+    content = len(header).to_bytes(8, "little") + header + model["a"].tobytes() + model["b"].tobytes()
+    assert (tmp_path / "m.safetensors").read_bytes() == content
+    files.write_model(tmp_path / "m.npz", model)
+    for name, leaf in model.items():
+        member = io.BytesIO()
+        np.lib.format.write_array(member, leaf)
+        assert member.getvalue() in (tmp_path / "m.npz").read_bytes()
+        with np.load(tmp_path / "m.npz") as archive:
+            assert archive[name].tobytes() == leaf.tobytes()

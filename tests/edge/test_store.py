@@ -1,121 +1,250 @@
+import json
 import os
+import re
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from updcomp.edge import files, store
-from updcomp.wire import container, errors, fingerprint, packet
+from tests.edge import store_kit as kit
+from updcomp.edge import files, state, store
+from updcomp.wire import container, errors, inspection, packet
+from updcomp.wire.kinds.raw import Raw
 
 
 @pytest.fixture
-def model():
-    return {"w": np.arange(6, dtype=np.float32)}
+def folder(tmp_path):
+    return tmp_path / "store"
 
 
-@pytest.fixture
-def opened(tmp_path, model):
-    files.write_model(tmp_path / "first.safetensors", model, {"note": "kept"})
-    opened = store.Store(tmp_path / "versions", keep=2)
-    opened.initialise(tmp_path / "first.safetensors")
-    return opened
+def content(folder):
+    return {name: Path(folder, name).read_bytes() for name in kit.listing(folder)}
 
 
-def update_of(model, integer=1):
-    return container.encode(packet.Packet({"w": packet.Dense(np.full(6, integer, np.int32), 0.5)}), model)
+def test_updates_are_installed_one_after_another_and_old_versions_removed(folder):
+    opened = kit.make(folder, metadata={"labels": "cat dog"}, keep=2)
+    for seed in (1, 2, 3):
+        assert opened.install(kit.update(seed - 1, seed)) == opened.version() == seed + 1
+        assert kit.seed_of(opened.current()) == seed
+    assert kit.listing(folder) == kit.expected_listing([1, 3, 4])
+    assert opened.path() == folder / "versions" / "00000004.safetensors"
+    assert files.read_model(opened.path()).metadata == {"labels": "cat dog"}
 
 
-def values(opened):
-    return opened.current()["w"].tolist()
-
-
-def test_updates_are_installed_one_after_another_and_old_versions_removed(opened, model):
-    for installed in range(1, 4):
-        opened.install(update_of(opened.current()))
-        assert values(opened) == [w + 0.5 * installed for w in model["w"].tolist()]
-    assert opened.version() == 4
-    assert sorted(os.listdir(opened.path().parent)) == [
-        "00000001.safetensors",
-        "00000003.safetensors",
-        "00000004.safetensors",
-        "current",
-    ]
-    assert files.read_model(opened.path()).metadata == {"note": "kept"}
-
-
-def test_rollback_returns_to_the_version_before_and_the_next_update_starts_there(opened, model):
-    opened.install(update_of(model))
-    opened.rollback()
-    assert values(opened) == model["w"].tolist()
-    with pytest.raises(errors.FileError, match="a version before 1"):
-        opened.rollback()
-    opened.install(update_of(model, 4))
-    assert values(opened) == [w + 2 for w in model["w"].tolist()]
-
-
-def test_an_update_may_start_from_any_version_that_is_kept(opened, model):
-    for _ in range(3):
-        opened.install(update_of(opened.current()))
-    opened.install(update_of(model, 8))  # the first version, long before the current one
-    assert values(opened) == [w + 4 for w in model["w"].tolist()]
-    opened.install(update_of({"w": model["w"] + np.float32(1.5)}, -2))  # the one before the current one
-    assert values(opened) == [w + 0.5 for w in model["w"].tolist()]
-    with pytest.raises(errors.WrongBaseError):
-        opened.install(update_of({"w": model["w"] + np.float32(9)}))
+def test_an_update_may_start_from_any_version_that_is_kept(folder):
+    opened = kit.make(folder, keep=2)
+    for seed in (1, 2, 3):
+        opened.install(kit.update(seed - 1, seed))
+    opened.install(kit.update(0, 10))  # the first one, long before the current one
+    opened.install(kit.update(3, 11))  # the one before the current one
+    assert kit.seed_of(opened.current()) == 11
+    with pytest.raises(errors.WrongBaseError, match="one of the 3 versions .* version 6, which is"):
+        opened.install(kit.update(1, 12))
     assert opened.version() == 6
 
 
-def test_a_wrong_or_damaged_update_changes_nothing(opened, model):
-    before = {path.name: path.read_bytes() for path in opened.path().parent.iterdir()}
-    for update in (b"", update_of({"w": model["w"] + 1}), update_of(model)[:-1]):
+def test_each_rollback_goes_one_version_back_down_to_the_first_and_numbers_only_go_up(folder):
+    opened = kit.make(folder, keep=3)
+    for seed in (1, 2, 3, 4):
+        opened.install(kit.update(seed - 1, seed))
+    assert [opened.rollback() for _ in range(3)] == [4, 3, 1]
+    assert kit.seed_of(opened.current()) == 0
+    assert kit.listing(folder) == kit.expected_listing([1])
+    with pytest.raises(errors.FileError, match="a whole version before 1, found none"):
+        opened.rollback()
+    assert opened.install(kit.update(0, 9)) == 6
+    assert opened.rollback() == 1
+    assert opened.install(kit.update(0, 8)) == 7
+
+
+def test_an_update_is_installed_once(folder):
+    opened = kit.make(folder, keep=2)
+    updates = [kit.update(seed, seed + 1) for seed in range(4)]
+    for update in updates:
+        opened.install(update)
+    before = content(folder)
+    # The first one starts from the first version, which is kept; another not even from one that is kept.
+    for number, update in ((2, updates[0]), (3, updates[1])):
+        with pytest.raises(state.RepeatError, match=rf"found installed \(version {number}, 20..-.*again=True"):
+            opened.install(update)
+    assert content(folder) == before
+    assert opened.install(updates[0], again=True) == 6
+    assert kit.seed_of(opened.current()) == 1
+
+
+def test_an_update_that_was_rolled_back_is_refused(folder):
+    opened = kit.make(folder)
+    bad = kit.update(0, 1)
+    opened.install(bad)
+    opened.rollback()
+    with pytest.raises(state.RepeatError, match=r"found rolled back \(version 2, "):
+        opened.install(bad)
+    assert opened.version() == 1
+    assert opened.install(bad, again=True) == 3
+
+
+def test_an_update_that_changes_nothing_makes_no_version(folder):
+    opened = kit.make(folder)
+    idle = container.encode(packet.Packet({}), kit.model(0))
+    assert opened.install(idle) == opened.install(idle) == opened.version() == 1
+    opened.install(kit.update(0, 1))
+    assert opened.install(idle) == 3  # back to the first model
+    assert kit.seed_of(opened.current()) == 0
+
+
+def test_metadata_change_with_an_update_and_belong_to_what_it_starts_from(folder):
+    opened = kit.make(folder, metadata={"labels": "cat dog"})
+
+    def relabel(old, new):
+        return container.encode(packet.Packet({}), kit.model(0), metadata=({"labels": old}, {"labels": new}))
+
+    assert opened.install(relabel("cat dog", "dog cat")) == 2
+    assert opened.install(relabel("dog cat", "dog cow")) == 3
+    assert files.read_model(opened.path()).metadata == {"labels": "dog cow"}
+    # All three models have the same leaves; which one an update starts from is said by the labels.
+    assert opened.install(relabel("cat dog", "cow")) == 4
+    with pytest.raises(errors.WrongBaseError, match="metadata"):
+        opened.install(relabel("pig", "cow"))
+    with pytest.raises(state.RepeatError, match="version 2"):
+        opened.install(relabel("cat dog", "dog cat"))
+    opened.path().unlink()
+    assert files.read_model(opened.path()).metadata == {"labels": "cow"}
+
+
+def test_a_wrong_or_damaged_update_changes_nothing(folder):
+    opened = kit.make(folder)
+    before = content(folder)
+    for update in (b"", kit.update(1, 2), kit.update(0, 1)[:-1]):
         with pytest.raises(errors.Error):
             opened.install(update)
-    assert {path.name: path.read_bytes() for path in opened.path().parent.iterdir()} == before
+        assert content(folder) == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
-def test_a_crash_at_any_point_leaves_a_valid_current_version(opened, model, monkeypatch, call):
-    """Cuts the process off at the n-th system call of a kind, for every n until the whole passes."""
-    opened.install(update_of(model))
-    folder, real = opened.path().parent, getattr(os, call)
-    for survived in range(100):
-        done = 0
-
-        def cut(*args, limit=survived, **kwargs):
-            nonlocal done
-            if done == limit:
-                raise KeyboardInterrupt
-            done += 1
-            return real(*args, **kwargs)
-
-        before, target = fingerprint.of(opened.current()), opened.current()
-        update = update_of(target)
-        after = fingerprint.of(container.apply_update(update, target))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, cut)
-            try:
-                opened.install(update)
-                whole = True
-            except KeyboardInterrupt:
-                whole = False
-        reopened = store.Store(folder, keep=2)
-        assert fingerprint.of(reopened.current()) in (before, after)
-        if whole:
-            assert fingerprint.of(reopened.current()) == after
-            break
-    else:
-        pytest.fail("the install never came to its end")
-    assert survived > 0
+def test_the_source_and_all_other_files_are_left_alone(folder):
+    others = ["model.safetensors", "00000002.safetensors", "00000003.upd", ".model.0123abcd.tmp", "current"]
+    folder.mkdir()
+    for name in others:
+        files.write_model(folder / "model.safetensors", kit.model(0))
+        (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+    before = content(folder)
+    opened = store.Store(folder, keep=1)
+    opened.initialise(folder / "model.safetensors")
+    foreign = ["notes.txt", "2.safetensors", "000000002.safetensors", "00000002.npz", "٠٠٠٠٠٠٠٢.upd", "x00000002.upd"]
+    for name in foreign:
+        (folder / "versions" / name).write_bytes(b"mine")
+    for seed in (1, 2, 3):
+        opened.install(kit.update(seed - 1, seed))
+    opened.rollback()
+    opened.verify()
+    assert {name: content(folder)[name] for name in others} == before
+    assert all((folder / "versions" / name).read_bytes() == b"mine" for name in foreign)
 
 
-def test_a_store_is_initialised_once_and_its_pointer_checked(opened, tmp_path):
-    with pytest.raises(errors.FileError, match="without a current version"):
-        opened.initialise(tmp_path / "first.safetensors")
-    (tmp_path / "versions" / "current").write_bytes(b"../../etc")
-    with pytest.raises(errors.FileError, match="version number"):
-        opened.current()
-    with pytest.raises(errors.FileError, match="current: No such file"):
-        store.Store(tmp_path / "nowhere").version()
-    with pytest.raises(errors.FileError, match="versions"):
-        store.Store(tmp_path / "first.safetensors" / "versions").initialise(tmp_path / "first.safetensors")
-    with pytest.raises(ValueError, match="keep"):
-        store.Store(tmp_path, keep=0)
+def test_a_folder_with_the_name_of_the_next_version_is_passed_over(folder):
+    opened = kit.make(folder)
+    (folder / "versions" / "00000002.safetensors").mkdir()
+    assert opened.install(kit.update(0, 1)) == 3
+    assert kit.seed_of(opened.current()) == 1
+
+
+def test_a_store_begins_where_nothing_is(folder, tmp_path):
+    source = tmp_path / "model.safetensors"
+    files.write_model(source, kit.model(0))
+    for name in ("versions/00000001.safetensors", "versions/notes.txt", "state"):
+        place = tmp_path / name.replace("/", "-")
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes(b"mine")
+        with pytest.raises(errors.FileError, match="others' files"):
+            store.Store(place).initialise(source)
+        assert (place / name).read_bytes() == b"mine"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "versions").symlink_to(tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.FileError, match="others' files"):
+        store.Store(linked).initialise(source)
+    store.Store(folder).initialise(source)
+    with pytest.raises(errors.FileError, match="expected no store, found one at version 1"):
+        store.Store(folder).initialise(source)
+    with pytest.raises(errors.FileError, match="Not a directory"):
+        store.Store(source / "store").initialise(source)
+
+
+def test_npz_files_become_a_first_version_too(folder, tmp_path):
+    files.write_model(tmp_path / "model.npz", kit.model(5))
+    store.Store(folder).initialise(tmp_path / "model.npz")
+    assert kit.seed_of(store.Store(folder).current()) == 5
+
+
+def test_every_folder_that_is_made_is_synced_and_the_one_that_it_is_made_in(tmp_path, monkeypatch):
+    synced, real = set(), os.fsync
+
+    def record(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    files.write_model(tmp_path / "model.safetensors", kit.model(0))
+    monkeypatch.setattr(os, "fsync", record)
+    store.Store(tmp_path / "a" / "b" / "store").initialise(tmp_path / "model.safetensors")
+    folders = [tmp_path, *(tmp_path / name for name in ("a", "a/b", "a/b/store", "a/b/store/versions"))]
+    assert {place.stat().st_ino for place in folders} <= synced
+
+
+def test_what_is_not_a_store_is_said_so_and_nothing_is_put_there(tmp_path):
+    for call in ("version", "path", "current", "rollback", "status", "verify"):
+        with pytest.raises(errors.FileError, match="expected a store, .*python -m updcomp.edge init"):
+            getattr(store.Store(tmp_path), call)()
+    with pytest.raises(errors.FileError, match="expected a store"):
+        store.Store(tmp_path / "nowhere").install(kit.update(0, 1))
+    assert kit.listing(tmp_path) == []
+    for options in ({"keep": 0}, {"lock_timeout": -1}, {"lock_timeout": float("nan")}):
+        with pytest.raises(errors.Error, match=next(iter(options))):
+            store.Store(tmp_path, **options)
+
+
+def test_the_status_says_what_each_version_is_and_where_it_came_from(folder):
+    opened = kit.make(folder)
+    update = kit.update(0, 1)
+    opened.install(update)
+    opened.rollback()
+    opened.install(kit.update(0, 2))
+    status = json.loads(json.dumps(opened.status()))
+    assert (status["version"], status["last"], status["lost"]) == (3, 3, [])
+    assert [seen["outcome"] for seen in status["updates"]] == ["rolled back", "installed"]
+    first, second = status["versions"]
+    assert first["update"] is None
+    assert second["update"]["base"] == first["fingerprint"] == inspection.inspect(update)["base"]
+    assert second["size"] == opened.path().stat().st_size
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", version["time"]) for version in (first, second))
+
+
+def test_memory_for_updates_is_bounded():
+    """The least recent of many updates are forgotten, and numbers of versions go on."""
+    many = {f"{number:032x}": state.Seen(number, state.now(), state.INSTALLED, 0) for number in range(1, 5000)}
+    full = state.State(last=1, seen=many).noted(f"{5000:032x}", state.Seen(5000, state.now(), state.FAILED, 3))
+    assert len(full.seen) == 4096
+    assert f"{5000:032x}" in full.seen
+    assert f"{1:032x}" not in full.seen
+    assert len(state.pack(full)) < 1 << 20
+    assert state.parse(state.pack(full)) == full
+
+
+def test_large_models_are_not_held_in_memory(folder):
+    """Leaves are written and verified one at a time."""
+    model = {f"w{index}": np.full(1 << 18, index, np.float32) for index in range(16)}  # 16 MiB
+    source = folder.with_name("large.safetensors")
+    files.write_model(source, model)
+    opened = store.Store(folder)
+    update = container.encode(packet.Packet({"w3": Raw(model["w4"])}), model)
+    del model
+    tracemalloc.start()
+    try:
+        opened.initialise(source)
+        opened.path()
+        assert opened.install(update) == 2
+        opened.path()
+        opened.verify()
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()

@@ -7,10 +7,21 @@ Traceback (most recent call last):
 updcomp.wire.errors.CorruptUpdateError: not an update: expected it to begin with b'updc', found b''
 """
 
-from updcomp.edge.files import read_bytes, read_model, write_model
+from updcomp.edge.applying import apply_file
+from updcomp.edge.files import open_model, read_bytes, read_model, write_model
 from updcomp.edge.store import Store
 from updcomp.wire.container import apply_update as apply
-from updcomp.wire.container import inspect
 from updcomp.wire.errors import Error
+from updcomp.wire.inspection import inspect
 
-__all__ = ["Error", "Store", "apply", "inspect", "read_bytes", "read_model", "write_model"]
+__all__ = [
+    "Error",
+    "Store",
+    "apply",
+    "apply_file",
+    "inspect",
+    "open_model",
+    "read_bytes",
+    "read_model",
+    "write_model",
+]

@@ -1,10 +1,22 @@
-"""How every command of the project ends: with status 0, or with one line on stderr and status 2."""
+"""How every command of the project ends: with status 0, or with one line on stderr and another status."""
 
 import argparse
+import contextlib
+import json
+import math
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
 
+from updcomp.edge.reading import AnyPath, is_standard
 from updcomp.wire import errors
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -15,12 +27,123 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int
       arguments: those of the process if None.
 
     Returns:
-      The exit status: 0, or 2 after an `updcomp.Error`.
+      The exit status: 0; 2 after an `updcomp.Error`; 128 + its number after a signal, a closed pipe among them.
     """
-    options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        with _stopped_by_signals():
+            options = parser.parse_args(arguments)
+            options.run(options)
+        return 0
     except errors.Error as error:
-        print(f"updcomp: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return _ended(2, f"error: {error}")
+    except MemoryError:
+        return _ended(2, "error: expected more memory to work in; use a larger machine or a smaller model")
+    except BrokenPipeError:
+        _discard_output()
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if stopped.args else signal.SIGINT
+        message = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        return _ended(128 + number, message)
+
+
+def say(*lines: str, to_stderr: bool = False) -> None:
+    """Prints lines for people.
+
+    Args:
+      lines: of text; what a terminal cannot show is escaped.
+      to_stderr: where standard output carries a file.
+
+    Raises:
+      FileError: standard output cannot be written.
+      BrokenPipeError: nobody reads it.
+    """
+    try:
+        print(*map(_shown, lines), sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise errors.FileError(f"standard output: cannot write: {error.strerror or error}") from None
+
+
+def say_json(told: dict[str, Any]) -> None:
+    """Prints an object as JSON of many lines, in ASCII; raises as `say`."""
+    say(*json.dumps(told, indent=2).split("\n"))
+
+
+@contextlib.contextmanager
+def about(path: AnyPath) -> Iterator[None]:
+    """Names the file in errors about its content; errors about other files name those themselves."""
+    try:
+        yield
+    except errors.FileError:
+        raise
+    except errors.Error as error:
+        raise type(error)(f"{'standard input' if is_standard(path) else os.fspath(path)}: {error}") from None
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Adds `--budget=FACTOR`."""
+    text = "what the update may cost, as a multiple of what a model of this size allows; inf for anything (default: 1)"
+    parser.add_argument("--budget", metavar="FACTOR", type=_factor, default=1.0, help=text)
+
+
+def _factor(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not factor > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number or inf, found {text!r}")
+    return factor
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Signals that would end the process raise `KeyboardInterrupt(number)`, so that what was begun is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread alone
+        return
+    replaced = {number: signal.getsignal(number) for number in _SIGNALS}
+    # What is ignored, as by nohup, or handled by the program around, stays so.
+    replaced = {number: handler for number, handler in replaced.items() if handler in _BY_DEFAULT}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in replaced:
+            signal.signal(other, signal.SIG_IGN)  # the clean-up has its time
+        raise KeyboardInterrupt(number)
+
+    try:
+        for number in replaced:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+def _ended(status: int, message: str) -> int:
+    # A terminal that hung up cannot be told.
+    with contextlib.suppress(OSError):
+        print(f"updcomp: {_shown(message)}", file=sys.stderr, flush=True)
+    return status
+
+
+def _shown(line: str) -> str:
+    r"""A line without control characters and lone surrogates, which names of files and leaves may have.
+
+    >>> _shown("a\nb\x1b")
+    'a\\nb\\x1b'
+    """
+    if line.isprintable():
+        return line
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+
+
+def _discard_output() -> None:
+    """What standard output still holds goes nowhere, instead of into an error when the process ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,18 +1,33 @@
-"""Models and updates in files: checked when read, whole or absent when written."""
+"""Models in files: checked when read, leaf by leaf; whole or absent when written."""
 
+import contextlib
 import os
-import secrets
-import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from updcomp.edge import safetensors
+from updcomp.edge import formats, npz, safetensors
+from updcomp.edge.reading import AnyPath, is_standard, named, open_file
+from updcomp.edge.reading import read_bytes as read_bytes
+from updcomp.edge.reading import read_update as read_update
+from updcomp.edge.replacing import replace_file as replace_file
+from updcomp.edge.replacing import sweep as sweep
+from updcomp.edge.replacing import write_bytes as write_bytes
 from updcomp.wire import dtypes, errors
 
-SUFFIXES = (".safetensors", ".npz")
+
+class _Format(Protocol):
+    """What a module does for a format."""
+
+    def read(self, file: BinaryIO, size: int) -> formats.Contents: ...
+
+    def writer(self, specs: dict[str, dtypes.Spec], metadata: dict[str, str]) -> formats.Writer: ...
+
+
+_FORMATS: dict[str, _Format] = {".safetensors": safetensors, ".npz": npz}
+SUFFIXES = tuple(_FORMATS)
 
 
 class ModelFile(NamedTuple):
@@ -22,7 +37,7 @@ class ModelFile(NamedTuple):
     metadata: dict[str, str]  # of a .safetensors file; empty for .npz
 
 
-def check_suffix(path: str | os.PathLike[str]) -> None:
+def check_suffix(path: AnyPath) -> None:
     """Checks that the path names a format that this code knows.
 
     Raises:
@@ -32,153 +47,152 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
         raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
 
 
-def check_distinct(output: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
-    """Checks that an output is none of the inputs, which are never changed.
+def keeps_metadata(path: AnyPath) -> bool:
+    """Whether the path names a format that has metadata."""
+    return Path(path).suffix == ".safetensors"
+
+
+@contextlib.contextmanager
+def open_model(path: AnyPath) -> Iterator[ModelFile]:
+    """Opens a `.safetensors` or `.npz` file and checks what it says of its leaves; each is read when it is asked for.
+
+    Args:
+      path: the file's.
+
+    Yields:
+      The model as a mapping that keeps no leaf and has `specs`, and the metadata. To read a leaf raises FileError if it
+      is damaged or the file has changed.
 
     Raises:
-      FileError: it is one of them, by whatever name.
+      FileError: the file cannot be read, is damaged, or has an unknown suffix or dtype.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_model(f"{folder}/m.npz", {"w": np.float32([1, 2])})
+    ...     with open_model(f"{folder}/m.npz") as (model, metadata):
+    ...         model.specs["w"].shape, model["w"].tolist(), metadata
+    ((2,), [1.0, 2.0], {})
     """
-    for path in inputs:
-        if Path(output).exists() and Path(path).exists() and Path(output).samefile(path):
-            raise errors.FileError(f"{os.fspath(output)}: expected another file than the input, which is never changed")
+    check_suffix(path)
+    with contextlib.ExitStack() as stack:
+        with _reading(path):
+            file = stack.enter_context(open_file(path))
+            contents = _FORMATS[Path(path).suffix].read(file, os.fstat(file.fileno()).st_size)
+        yield ModelFile(_OpenModel(path, file, contents), contents.metadata)
 
 
-def read_model(path: str | os.PathLike[str]) -> ModelFile:
-    """Reads a `.safetensors` or `.npz` file; no pickle is ever loaded.
+class _OpenModel(Mapping[str, dtypes.Array]):
+    """The leaves of an open file, in sorted order of their names."""
+
+    def __init__(self, path: AnyPath, file: BinaryIO, contents: formats.Contents) -> None:
+        self.specs = {name: contents.specs[name] for name in sorted(contents.specs)}
+        self._path, self._file, self._read = path, file, contents.read
+        self._stamp = self._stamped()
+
+    def __getitem__(self, name: str) -> dtypes.Array:
+        if name not in self.specs:
+            raise KeyError(name)
+        with _reading(self._path):
+            with errors.of_leaf(name):
+                leaf = self._read(name)
+                if leaf.dtype == bool and leaf.size and leaf.view(np.uint8).max() > 1:
+                    raise errors.FileError(f"expected bytes of 0 and 1, found {leaf.view(np.uint8).max()}")
+            if self._stamped() != self._stamp:
+                raise errors.FileError("the file changed while it was read; read it again")
+        return leaf
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def _stamped(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _reading(path: AnyPath) -> Iterator[None]:
+    with named(path):
+        try:
+            yield
+        except (errors.Error, OSError, MemoryError):
+            raise
+        except Exception as error:
+            # zipfile, zlib, ast and numpy.lib.format raise many types on damaged input.
+            found = " ".join(str(error).split()) or type(error).__name__
+            raise errors.FileError(f"not a model file: {found}") from None
+
+
+def read_model(path: AnyPath) -> ModelFile:
+    """Reads the whole of a `.safetensors` or `.npz` file.
 
     Args:
       path: the file's.
 
     Returns:
-      Its leaves and metadata.
+      Its leaves as a dict, and its metadata.
 
     Raises:
-      FileError: it cannot be read, is damaged, or has an unknown suffix or dtype.
+      FileError: as `open_model`.
     """
-    check_suffix(path)
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if path.suffix == ".npz":
-                return ModelFile(_read_npz(file), {})
-            return ModelFile(*safetensors.read(file, os.fstat(file.fileno()).st_size))
-    except errors.Error as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise errors.FileError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:
-        # zipfile and numpy.lib.format raise many types on damaged input.
-        raise errors.FileError(f"{path}: not a model file: {_one_line(error)}") from None
+    with open_model(path) as (model, metadata):
+        return ModelFile(dict(model), metadata)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _read_npz(file: BinaryIO) -> dtypes.Model:
-    model = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.namelist():
-            name = member.removesuffix(".npy")
-            if name == member or name in model:
-                raise errors.FileError(f"npz member {member!r}: expected .npy members of distinct names")
-            with archive.open(member) as part:
-                model[name] = np.lib.format.read_array(part, allow_pickle=False)
-            dtypes.name(model[name].dtype)
-    return model
-
-
-def write_model(path: str | os.PathLike[str], model: dtypes.Model, metadata: dict[str, str] | None = None) -> None:
+def write_model(path: AnyPath, model: dtypes.Model, metadata: dict[str, str] | None = None) -> None:
     """Writes a `.safetensors` or `.npz` file, whole or not at all.
 
     Args:
       path: the file's; an older file there is replaced.
-      model: leaf name -> array.
+      model: leaf name -> array; of a lazy one no more than a leaf is held at a time.
       metadata: texts to keep in a `.safetensors` file.
 
     Raises:
       FileError: it cannot be written; then nothing is left of it.
     """
-    check_suffix(path)
-
-    def write(file: BinaryIO) -> None:
-        if Path(path).suffix == ".npz":
-            _write_npz(file, model)
-        else:
-            safetensors.write(file, model, metadata or {})
-
-    replace_file(path, write)
+    specs = dtypes.specs(model)
+    write_leaves(path, specs, ((name, model[name]) for name in specs), metadata)
 
 
-def _write_npz(file: BinaryIO, model: dtypes.Model) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in sorted(model):
-            # A fixed date: the same model gives the same bytes.
-            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            with archive.open(member, "w", force_zip64=True) as part:
-                np.lib.format.write_array(part, dtypes.hold(model[name]), allow_pickle=False)
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Reads a file.
-
-    Raises:
-      FileError: it cannot be read.
-    """
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise errors.FileError(f"{os.fspath(path)}: expected a file, found a folder or device")
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise errors.FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
-    except MemoryError:
-        raise errors.FileError(f"{os.fspath(path)}: the file does not fit into memory") from None
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a whole file: all of it, or nothing.
+def write_leaves(
+    path: AnyPath,
+    specs: Mapping[str, dtypes.Spec],
+    leaves: formats.Leaves,
+    metadata: dict[str, str] | None = None,
+    *,
+    like: AnyPath | None = None,
+    follow: bool = True,
+) -> None:
+    """Writes a `.safetensors` or `.npz` file of leaves that come one at a time; nothing, if they end in an error.
 
     Args:
-      path: of the file; one that is there is replaced.
-      content: its bytes.
+      path: the file's; an older file there is replaced. `-` is standard output.
+      specs: of all leaves.
+      leaves: (name, leaf) of each of them once; the order is that of the members of an `.npz`.
+      metadata: texts to keep in a `.safetensors` file.
+      like: a path whose suffix says the format if that of `path` does not.
+      follow: whether a symbolic link stays and its target is replaced, or the link itself.
 
     Raises:
-      FileError: it cannot be written; nothing is left behind.
+      FileError: it cannot be written, or leaves are missing, twice there, or others than their specs say.
     """
+    formatted = path if like is None else like
+    check_suffix(formatted)
+    with named("standard output" if is_standard(path) else path):
+        write = _FORMATS[Path(formatted).suffix].writer(dict(specs), metadata or {})
+    replace_file(path, lambda file: write(file, _checked(specs, leaves)), follow=follow)
 
-    def write(file: BinaryIO) -> None:
-        file.write(content)
 
-    replace_file(path, write)
-
-
-def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name in its folder, syncs it, and renames it.
-
-    Args:
-      path: the file's; it must not be a folder or device.
-      write: writes the content.
-
-    Raises:
-      FileError: it cannot be written; then nothing is left of it.
-    """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise errors.FileError(f"{os.fspath(path)}: expected a file to write, found a folder or device")
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise errors.FileError(f"{os.fspath(path)}: cannot write: {error.strerror or error}") from None
+def _checked(specs: Mapping[str, dtypes.Spec], leaves: formats.Leaves) -> Iterator[tuple[str, dtypes.Array]]:
+    """The leaves as `dtypes.hold` gives them."""
+    missing = dict(specs)
+    for name, leaf in leaves:
+        held = dtypes.hold(leaf)
+        found = dtypes.Spec(held.shape, held.dtype)
+        if found != (expected := missing.pop(name, None)):
+            raise errors.FileError(f"leaf {name!r}: expected {expected or 'no such leaf, or not twice'}, found {found}")
+        yield name, held
+    if missing:
+        raise errors.FileError(f"leaf {min(missing)!r}: expected {missing[min(missing)]}, found no such leaf")

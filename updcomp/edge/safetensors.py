@@ -1,15 +1,18 @@
 """The safetensors format in NumPy: an 8-byte length, a JSON header, the leaves' bytes without gaps."""
 
 import json
-import math
-from typing import Any, BinaryIO
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from updcomp.edge import formats
 from updcomp.wire import dtypes, errors
 
-_MAX_HEADER = 100_000_000
 _METADATA = "__metadata__"
+_LONGEST_ENTRY = 4096  # characters of a leaf's entry; 64 axes and two offsets of 19 digits each take 1,400
+_LONGEST_NUMBER = 19  # digits
 
 # The format's names; a pair of dtype name and width stands for a dtype that NumPy lacks.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -26,106 +29,209 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtypes.name(dtype): name for name, dtype in _DTYPES.items()}
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 
-def read(file: BinaryIO, size: int) -> tuple[dtypes.Model, dict[str, str]]:
-    """Reads and validates a file.
+
+class _Entry(NamedTuple):
+    """Where a leaf is."""
+
+    spec: dtypes.Spec
+    start: int  # from the end of the header
+    stop: int
+
+
+def read(file: BinaryIO, size: int) -> formats.Contents:
+    """Reads and checks the header of a file.
 
     Args:
-      file: opened for reading at its start.
+      file: opened for reading at its start; the leaves are read from it.
       size: of the file in bytes.
 
     Returns:
-      (model, metadata).
+      What it holds.
 
     Raises:
       FileError: it is not a valid safetensors file.
     """
-    header_size = int.from_bytes(file.read(8), "little")
-    if size < 8 or header_size > min(size - 8, _MAX_HEADER):
-        raise errors.FileError(f"not safetensors: expected a header within its {size} bytes, found {header_size}")
-    header = _parse_header(file.read(header_size))
-    metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise errors.FileError(f"safetensors header: expected texts under {_METADATA}")
-    buffer = np.empty(size - 8 - header_size, np.uint8)
-    if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-        raise errors.FileError("safetensors: the file changed while it was read")
-    entries = {name: _entry(name, entry) for name, entry in header.items()}
+    length = int.from_bytes(file.read(8), "little")
+    most = min(size - 8, formats.LARGEST_INDEX)
+    if size < 8 or length > most:
+        raise errors.FileError(f"not safetensors: expected a header of at most {max(most, 0)} bytes, found {length}")
+    entries, metadata = _parse(file.read(length))
+    first = 8 + length
+    _check_places(entries, size - first)
+
+    def leaf(name: str) -> dtypes.Array:
+        file.seek(first + entries[name].start)
+        return formats.filled(file, entries[name].spec)
+
+    return formats.Contents({name: entry.spec for name, entry in entries.items()}, metadata, leaf)
+
+
+def _check_places(entries: dict[str, _Entry], size: int) -> None:
+    """Checks that the leaves fill this many bytes without gap or overlap."""
     end = 0
-    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if start != end or stop - start != math.prod(shape) * dtype.itemsize:
-            raise errors.FileError(
-                f"safetensors leaf {name!r}: expected {math.prod(shape) * dtype.itemsize} bytes from {end}, "
-                f"found {start} to {stop}"
-            )
+    for name, (spec, start, stop) in sorted(entries.items(), key=lambda item: item[1][1:]):
+        if start != end or stop - start != spec.nbytes:
+            found = f"expected {spec.nbytes} bytes from {end}, found {start} to {stop}"
+            raise errors.FileError(f"safetensors leaf {name!r}: {found}")
         end = stop
-    if end != len(buffer):
-        raise errors.FileError(f"safetensors: expected {end} bytes of leaves, found {len(buffer)}")
-    model = {name: _leaf(buffer[start:stop], dtype, shape) for name, (dtype, shape, start, stop) in entries.items()}
-    return model, metadata
+    if end != size:
+        raise errors.FileError(f"safetensors: expected {end} bytes of leaves, found {size}")
 
 
-def _parse_header(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name appears twice")
-        return dict(pairs)
-
+def _parse(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The leaves and the metadata; entry by entry, since JSON that is read at once takes thirty times its size."""
     try:
-        header = json.loads(text.decode(), object_pairs_hook=unique)
+        text = header.decode()
+        entries, end = _object(text, 0, _value)
+        if _behind_space(text, end) != len(text):
+            raise ValueError(f"more behind its end at character {end}")
+    except errors.Error:
+        raise
     except (ValueError, RecursionError) as error:
-        raise errors.FileError(f"safetensors header: expected JSON, found {error}") from None
-    if not isinstance(header, dict):
-        raise errors.FileError("safetensors header: expected a JSON object")
-    return header
+        raise errors.FileError(f"safetensors header: expected a JSON object, found {error}") from None
+    metadata = entries.pop(_METADATA, {})
+    return entries, metadata
 
 
-def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
-    """(dtype, shape, first byte, end) of a leaf."""
-    try:
-        dtype_name, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        raise errors.FileError(f"safetensors leaf {name!r}: expected dtype, shape and two data_offsets") from None
-    numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
-    # bool is a subclass of int, and true is no size.
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise errors.FileError(f"safetensors leaf {name!r}: expected a shape and offsets of integers >= 0")
-    if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-        raise errors.FileError(f"safetensors leaf {name!r}: expected one of {', '.join(_DTYPES)}, found {dtype_name!r}")
-    return _DTYPES[dtype_name], tuple(shape), start, stop
-
-
-def _leaf(data: dtypes.Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> dtypes.Array:
-    aligned = data if data.ctypes.data % dtype.itemsize == 0 else data.copy()
-    try:
-        return aligned.view(dtype).reshape(shape)
-    except ValueError as error:
-        raise errors.FileError(f"safetensors: shape {shape}: {error}") from None
-
-
-def write(file: BinaryIO, model: dtypes.Model, metadata: dict[str, str]) -> None:
-    """Writes a file; wide dtypes first, so that every leaf is aligned.
+def _object(text: str, at: int, value: Callable[[str, str, int], tuple[Any, int]]) -> tuple[dict[str, Any], int]:
+    """Reads a JSON object.
 
     Args:
-      file: opened for writing.
-      model: leaf name -> array.
-      metadata: texts.
+      text: that holds it.
+      at: where it begins.
+      value: (name, text, at) -> a value and where it ends.
+
+    Returns:
+      The object, and where it ends.
 
     Raises:
-      FileError: the format has no such dtype, or no such name.
+      ValueError: there is none.
+      FileError: a name appears twice or has no encoding.
     """
-    leaves = {name: dtypes.hold(leaf) for name, leaf in model.items()}
-    order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
+    found: dict[str, Any] = {}
+    at = _behind("{", text, at)
+    if text[at : at + 1] == "}":
+        return found, at + 1
+    while True:
+        name, at = _text(text, at)
+        if name in found:
+            raise errors.FileError(f"safetensors header: the name {name!r} appears twice")
+        at = _behind(":", text, _behind_space(text, at))
+        found[name], at = value(name, text, at)
+        at = _behind_space(text, at)
+        if text[at : at + 1] == "}":
+            return found, at + 1
+        at = _behind(",", text, at)
+
+
+def _behind_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+def _behind(mark: str, text: str, at: int) -> int:
+    """Where what follows a mark and space begins."""
+    if text[at : at + 1] != mark:
+        raise ValueError(f"{text[at : at + 1]!r} in place of {mark!r} at character {at}")
+    return _behind_space(text, at + 1)
+
+
+def _text(text: str, at: int) -> tuple[str, int]:
+    if text[at : at + 1] != '"':
+        raise ValueError(f"{text[at : at + 1]!r} in place of a text at character {at}")
+    found, end = _DECODER.raw_decode(text, at)
+    formats.check_text(found)
+    return found, end
+
+
+def _value(name: str, text: str, at: int) -> tuple[Any, int]:
+    """A leaf's entry or the metadata, and where it ends."""
+    return _object(text, at, _metadata_text) if name == _METADATA else _entry(name, text, at)
+
+
+def _metadata_text(name: str, text: str, at: int) -> tuple[str, int]:
+    if text[at : at + 1] != '"':
+        raise errors.FileError(f"safetensors header: expected a text for {name!r} under {_METADATA}")
+    return _text(text, at)
+
+
+def _entry(name: str, text: str, at: int) -> tuple[_Entry, int]:
+    end = text.find("}", at, at + _LONGEST_ENTRY) + 1
+    if not end:
+        raise errors.FileError(f"safetensors leaf {name!r}: expected an entry of at most {_LONGEST_ENTRY} characters")
+    try:
+        entry, length = _DECODER.raw_decode(text[at:end])
+    except (ValueError, RecursionError) as error:
+        raise errors.FileError(f"safetensors leaf {name!r}: expected its entry as JSON, found {error}") from None
+    try:
+        dtype, shape, offsets = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])
+    except (TypeError, KeyError):
+        raise errors.FileError(f"safetensors leaf {name!r}: expected dtype, shape and data_offsets") from None
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise errors.FileError(f"safetensors leaf {name!r}: expected one of {', '.join(_DTYPES)}, found {dtype!r}")
+    if [type(offset) for offset in offsets] != [int, int]:
+        raise errors.FileError(f"safetensors leaf {name!r}: expected two integers as data_offsets, found {offsets}")
+    with errors.of_leaf(name):
+        formats.check_shape(shape, _DTYPES[dtype])
+    return _Entry(dtypes.Spec(shape, _DTYPES[dtype]), *offsets), at + length
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_integer(number: str) -> None:
+    raise ValueError(f"{number[:20]} in place of an integer")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name that appears twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_no_integer, parse_constant=_no_integer
+)
+
+
+def writer(specs: dict[str, dtypes.Spec], metadata: dict[str, str]) -> formats.Writer:
+    """What writes a file of these leaves, in any order; wide dtypes come first in it, so that every leaf is aligned.
+
+    Args:
+      specs: of the leaves.
+      metadata: texts.
+
+    Returns:
+      A function (file opened for writing, leaves): the same leaves give the same bytes.
+
+    Raises:
+      FileError: the format has no such dtype, name or text, or the header is longer than a reader takes.
+    """
+    for text in (*specs, *metadata, *metadata.values()):
+        formats.check_text(text)
     header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
-    end = 0
-    for name in order:
-        dtype = dtypes.name(leaves[name].dtype)
+    starts, end = {}, 0
+    for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
+        spec, dtype = specs[name], dtypes.name(specs[name].dtype)
         if dtype not in _NAMES or name == _METADATA:
             raise errors.FileError(f"safetensors leaf {name!r}: the format has no {dtype} of this name; use .npz")
-        start, end = end, end + leaves[name].nbytes
-        header[name] = {"dtype": _NAMES[dtype], "shape": leaves[name].shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        file.write(dtypes.flat_bits(leaves[name]).data)
+        starts[name], end = end, end + spec.nbytes
+        header[name] = {"dtype": _NAMES[dtype], "shape": spec.shape, "data_offsets": [starts[name], end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > formats.LARGEST_INDEX:
+        found = f"expected at most {formats.LARGEST_INDEX} bytes of names and metadata, found {len(encoded)}"
+        raise errors.FileError(f"safetensors header: {found}; use fewer or shorter ones")
+
+    def write(file: BinaryIO, leaves: formats.Leaves) -> None:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, leaf in leaves:
+            file.seek(8 + len(encoded) + starts[name])
+            file.write(dtypes.flat_bits(leaf).data)
+
+    return write

@@ -42,8 +42,8 @@ def encode(
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
     sent = packet.held(sent)
     new = apply_.apply(sent, base)
-    base_digests = _digests(base)
-    digests = base_digests | {name: fingerprint.leaf_digest(name, new[name]) for name in sent.blocks}
+    base_digests = fingerprint.of_leaves(base)
+    digests = base_digests | fingerprint.of_leaves({name: new[name] for name in sent.blocks})
     indices = {name: index for name, index in apply_.leaf_indices(base).items() if digests[name] != base_digests[name]}
     writer, heads = streams.Writer(), []
     for name, index in indices.items():
@@ -118,7 +118,7 @@ def apply_to_any(update: bytes, bases: Iterable[dtypes.Model], *, budget: float 
     """
     (expected, _), found = header.fingerprints(update), []
     for base in bases:
-        digests = _digests(base)
+        digests = fingerprint.of_leaves(base)
         found.append(fingerprint.of_digests(digests))
         if found[-1] == expected:
             new = dict(_new_leaves(update, base, digests, budget))
@@ -144,7 +144,7 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
     header.fingerprints(update)  # refuses damage before the base is read
-    digests = _digests(base)
+    digests = fingerprint.of_leaves(base)
     check_base(update, [fingerprint.of_digests(digests)])
     yield from _new_leaves(update, base, digests, budget)
 
@@ -247,7 +247,7 @@ def _new_leaves(
     update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float
 ) -> Iterator[tuple[str, dtypes.Array]]:
     """As `apply_leaves`, the base being the right one and these its digests; kept leaves are not hashed again."""
-    parts, specs, digests = header.parse(update, len(base)), dtypes.specs(base), dict(digests)
+    parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
     blocks = _Blocks(parts, len(update), specs, budget)
     for index, name in enumerate(specs):
         leaf = base[name]
@@ -257,10 +257,10 @@ def _new_leaves(
             with errors.of_leaf(name):
                 leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
             del old, block
-            digests[name] = fingerprint.leaf_digest(name, leaf)
+            changed.add(name, leaf)
         yield name, leaf
     blocks.finish()
-    if (found := fingerprint.of_digests(digests)) != parts.result:
+    if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:
         raise errors.CorruptUpdateError(_mismatch(parts.result, found))
 
 
@@ -271,10 +271,6 @@ def _mismatch(expected: bytes, found: bytes) -> str:
             "a library compiled with -ffast-math switched that on: apply the update in a process without it"
         )
     return f"result: expected the model {expected.hex()}, found {found.hex()}; fetch the update again"
-
-
-def _digests(model: dtypes.Model) -> dict[str, bytes]:
-    return {name: fingerprint.leaf_digest(name, model[name]) for name in model}
 
 
 def _check_cost(parts: header.Update, update_bytes: int, specs: Mapping[str, dtypes.Spec], budget: float) -> None:

@@ -2,10 +2,13 @@
 
 import hashlib
 import struct
+import threading
+from typing import Any
 
 from updcomp.wire import dtypes
 
 SIZE = 16
+_LARGE = 1 << 20  # bytes for which a thread pays
 
 
 def leaf_digest(name: str, leaf: dtypes.Array) -> bytes:
@@ -21,13 +24,57 @@ def leaf_digest(name: str, leaf: dtypes.Array) -> bytes:
     Returns:
       32 bytes.
     """
-    leaf = dtypes.hold(leaf)
+    digests = Digests()
+    digests.add(name, leaf)
+    return digests.finish()[name]
+
+
+class Digests:
+    """The digests of leaves that come one after another, each large one hashed while the next is made."""
+
+    def __init__(self) -> None:
+        """Without leaves."""
+        self._hashes: dict[str, Any] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, name: str, leaf: dtypes.Array) -> None:
+        """Adds a leaf, which must not change before the next is added; no more than two are held at a time."""
+        leaf = dtypes.hold(leaf)
+        digest, bits = _begun(name, leaf), dtypes.flat_bits(leaf).data
+        self._wait()
+        if leaf.nbytes < _LARGE:
+            digest.update(bits)
+        else:
+            self._thread = threading.Thread(target=digest.update, args=(bits,))
+            self._thread.start()
+        self._hashes[name] = digest
+
+    def finish(self) -> dict[str, bytes]:
+        """`leaf_digest` of every leaf by name."""
+        self._wait()
+        return {name: digest.digest() for name, digest in self._hashes.items()}
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _begun(name: str, leaf: dtypes.Array) -> Any:
+    """The hash of all but the leaf's bytes."""
     digest = hashlib.sha256()
     for text in (name.encode(errors="surrogatepass"), dtypes.name(leaf.dtype).encode()):
         digest.update(struct.pack("<I", len(text)) + text)
     digest.update(struct.pack(f"<I{leaf.ndim}Q", leaf.ndim, *leaf.shape))
-    digest.update(dtypes.flat_bits(leaf).data)
-    return digest.digest()
+    return digest
+
+
+def of_leaves(model: dtypes.Model) -> dict[str, bytes]:
+    """`leaf_digest` of every leaf by name."""
+    digests = Digests()
+    for name in model:
+        digests.add(name, model[name])
+    return digests.finish()
 
 
 def of_digests(digests: dict[str, bytes]) -> bytes:
@@ -50,4 +97,4 @@ def of(model: dtypes.Model) -> bytes:
     >>> of({"w": np.float32([1])}) == of({"w": np.float32([1]).view("<u4")})
     False
     """
-    return of_digests({name: leaf_digest(name, leaf) for name, leaf in model.items()})
+    return of_digests(of_leaves(model))

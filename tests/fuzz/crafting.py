@@ -1,0 +1,221 @@
+"""Updates as an attacker makes them: any header, and sections of chosen integers that are coded as they must be."""
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from updcomp.wire import container, costs, dtypes, errors, fingerprint, header, metadata, streams, tokens, versions
+from updcomp.wire.increments import round_step
+from updcomp.wire.kind import Head, Kind
+
+_STEP = round_step(2.0**-12)
+
+
+class Attack(NamedTuple):
+    """A family of updates that take as much as the default budget allows."""
+
+    kind: str
+    filler: str  # of `FILLERS`: the integers
+    share: float = 1.0  # of the budget that a block may take
+    lanes: int | None = None  # None: as a writer chooses them
+    view: int | None = None  # number of the view of every leaf that can have it
+    last: bool = False  # whether the last leaves come first
+
+    def __str__(self) -> str:
+        said = [f"{self.filler} integers", f"{self.lanes or 'chosen'} lanes", f"{self.share:g} of the budget a block"]
+        if self.view is not None:
+            said.append(f"view {self.view}")
+        return ", ".join(said + ["last leaves"] * self.last)
+
+
+def heads(attack: Attack, specs: dict[str, dtypes.Spec]) -> list[Head]:
+    """Blocks for as many leaves, and as large, as the default budget accepts.
+
+    Args:
+      attack: what to make.
+      specs: of the model's leaves.
+
+    Returns:
+      The headers; none where the budget refuses even the smallest.
+    """
+    kind = next(kind for kind in versions.NEWEST.kinds.values() if kind.name == attack.kind)
+    allowed, found, spent = costs.allowed(specs, 1.0), [], 0
+    # A tenth is left for the update itself, which is held in memory.
+    working = allowed.working_bytes * 9 // 10
+    order = list(enumerate(specs.values()))
+    for index, spec in reversed(order) if attack.last else order:
+        room = costs.Cost(min(int(allowed.operations * attack.share), allowed.operations - spent), working)
+        head = _largest(kind, attack, index, spec, room)
+        if head is not None:
+            found.append(head)
+            spent += kind.cost(head, spec, attack.lanes or _lanes(head.size or dtypes.elements(spec))).operations
+    return sorted(found, key=lambda head: head.leaf)
+
+
+def _lanes(count: int) -> int:
+    """About as many as a writer would choose."""
+    return min(4096, max(1, 1 << (max(count, 1) >> 10).bit_length() >> 1))
+
+
+def _largest(kind: Kind, attack: Attack, index: int, spec: dtypes.Spec, room: costs.Cost) -> Head | None:
+    """The block of this leaf of the largest size that there is room for."""
+    if kind.number > 1 and (spec.dtype.kind in "biuc" or (spec.dtype.names and spec.dtype.names != ("bfloat16",))):
+        return None
+    ndim = len(spec.shape)
+    view = attack.view if kind.viewed and attack.view is not None and min(ndim, 1) <= attack.view < 3**ndim else None
+
+    def head(size: int) -> Head:
+        return Head(kind, index, _STEP if kind.stepped else 0.0, size if kind.sized else None, view)
+
+    def fits(size: int) -> bool:
+        try:
+            cost = kind.cost(head(size), spec, attack.lanes or _lanes(size if kind.sized else dtypes.elements(spec)))
+        except errors.Error:
+            return False
+        return cost.operations <= room.operations and cost.working_bytes <= room.working_bytes
+
+    if not spec.size or not fits(1):
+        return None
+    low, high = 1, spec.size + 1
+    while kind.sized and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return head(low)
+
+
+def update(attack: Attack, base: dict[str, np.ndarray], said: list[Head]) -> bytes:
+    """The update with these blocks, all right but for the fingerprint of the result.
+
+    Args:
+      attack: whose integers to take.
+      base: the model.
+      said: as `heads` returns them, or fewer.
+
+    Returns:
+      The file's bytes.
+
+    Raises:
+      Error: the blocks are refused.
+    """
+    if any(head.view is not None for head in said):
+        said = [
+            head._replace(view=_default(len(np.shape(leaf)))) if head.kind.viewed and head.view is None else head
+            for head, leaf in ((head, list(base.values())[head.leaf]) for head in said)
+        ]
+    parts = header.Update(
+        versions.NEWEST, fingerprint.of(base), b"\0" * 16, 7, said, b"", b"", attack.lanes or 1, b"\0" * 4, None
+    )
+    reader = _Reader(_Watched(base), attack.filler)
+    with (
+        mock.patch.object(streams, "Reader", return_value=reader),
+        mock.patch.object(container, "apply_", mock.Mock(apply_block=lambda block, old, **_: old)),
+    ):
+        try:
+            container.apply_update(header.pack(parts), reader.base, budget=math.inf)
+        except errors.CorruptUpdateError as error:
+            if not str(error).startswith("result"):
+                raise
+    raw, extra, lanes, coded = reader.writer.finish()
+    if attack.lanes and coded:
+        lanes, coded = reader.writer._coded.finish(attack.lanes)
+    return header.pack(parts._replace(raw=raw, extra=extra, lanes=lanes, coded=coded))
+
+
+def _default(ndim: int) -> int:
+    return sum((2 if axis == ndim - 1 else 1) * 3**axis for axis in range(ndim))
+
+
+class _Watched(dict[str, np.ndarray]):
+    """A model that knows which leaf was read last."""
+
+    last = np.zeros(1)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.last = super().__getitem__(name)
+        return self.last
+
+
+class _Reader(streams.Reader):
+    """Makes up what it reads, and writes it down."""
+
+    def __init__(self, base: _Watched, filler: str) -> None:
+        self.base, self.writer, self._fill = base, streams.Writer(), FILLERS[filler]
+        self._rng, self._segments = np.random.default_rng(0), 0
+
+    def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        made = np.ones(shape, np.uint8).astype(dtype) if dtype.names is None else np.ones(shape, dtype[0]).view(dtype)
+        self.writer.raw(made)
+        return made
+
+    def symbol(self, width: int) -> int:
+        # One bit says whether a matrix has classes; seven a scale, of which 20 is that of a mean magnitude of 1.
+        value = int(self._fill in (_wide, _alphabets)) if width == 1 else 20 if width == 7 else 0
+        self.writer.symbol(value, width)
+        return value
+
+    def integers(self, count: int, *, signed: bool, dtype: Any = np.int64) -> np.ndarray:
+        if count and signed and dtype is np.int64:  # the classes of rows or columns: all of them
+            scale = self.symbol(7)
+            values = self._rng.integers(-10, 22, count)
+            self.writer.tokens(streams.Segment.of(values, signed=True), np.array([scale]))
+            return values
+        return super().integers(count, signed=signed, dtype=dtype)
+
+    def tokens(self, values: np.ndarray, scales: Any, contexts: Any = None, *, signed: bool = True) -> None:
+        if signed:
+            width = min(8 * values.dtype.itemsize, 32)
+            values[:] = self._fill(len(values), self._segments, width, self._rng)
+            self._segments += 1
+        else:  # gaps: spread over the leaf
+            values[:] = self._rng.integers(0, max(1, self.base.last.size // max(len(values), 1)), len(values))
+        self.writer.tokens(streams.Segment.of(values.astype(np.int64), signed=signed), scales, contexts)
+
+    def finish(self, **_: object) -> None:
+        """Whatever was read is all there is."""
+
+
+def _few(count: int, _segment: int, _width: int, _rng: np.random.Generator) -> np.ndarray:
+    """Ones: next to no bytes."""
+    return np.ones(count, np.int64)
+
+
+def _honest(count: int, _segment: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """As training makes them: two-sided, none of them 0."""
+    largest = min(1 << 20, (1 << width - 1) - 1)
+    return np.minimum(rng.geometric(0.3, count), largest) * rng.choice([-1, 1], count)
+
+
+def _wide(count: int, _segment: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Many bits beside the coder's."""
+    top = 1 << min(width, 16) - 1
+    return rng.integers(1, top, count)
+
+
+def _alphabets(count: int, segment: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Small ones, and one of another alphabet in each segment."""
+    values = rng.integers(1, 3, count)
+    token = np.array([3 + segment % (tokens.DIRECT + 2 * (width - 6))], np.uint8)
+    low = np.zeros(len(tokens.widths(token)), np.uint64)
+    values[0] = int(tokens.unfold(tokens.join(token, low))[0])
+    return values
+
+
+FILLERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
+    "few": _few,
+    "honest": _honest,
+    "wide": _wide,
+    "alphabets": _alphabets,
+}
+
+
+def metadata_bomb(base: dict[str, np.ndarray]) -> bytes:
+    """An update of metadata alone: as much JSON as they may have, none of it a text."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    text = b"[" + b"[]," * 349_500 + b"[]]"
+    change = metadata.Change(bytes(metadata.DIGEST_SIZE), compressor.compress(text) + compressor.flush())
+    print_ = fingerprint.of(base)
+    return header.pack(header.Update(versions.NEWEST, print_, print_, 0, [], b"", b"", 0, b"", change))
