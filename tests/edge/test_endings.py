@@ -1,5 +1,6 @@
 """Signals, closed pipes, full devices: an exit status, at most one line, nothing left behind."""
 
+import math
 import os
 import signal
 
@@ -9,7 +10,8 @@ import pytest
 from tests.edge.running import after, assert_fails, contents, run
 from tests.wire import samples
 from updcomp.edge import command_line, files
-from updcomp.wire import container
+from updcomp.wire import container, packet
+from updcomp.wire.kinds import exact
 
 MODEL = samples.model()
 UPDATE = container.encode(samples.packets()["raw"], MODEL)
@@ -72,8 +74,14 @@ def closed_pipe():
     return write
 
 
-@pytest.mark.parametrize("arguments", [("inspect", "update"), ("verify", "old.npz", "update"), (*APPLY[:-1], "-")])
+@pytest.mark.parametrize(
+    "arguments", [("inspect", "update"), ("inspect", "long"), ("verify", "old.npz", "update"), (*APPLY[:-1], "-")]
+)
 def test_output_that_nobody_reads_ends_silently(folder, arguments):
+    """Some of it is still to be written when the process ends."""
+    old, new = ({str(i): np.full(1, i + step, np.int16) for i in range(999)} for step in (0, 1))
+    changes = packet.Packet({name: exact.Exact(leaf) for name, leaf in new.items()})
+    (folder / "long").write_bytes(container.encode(changes, old, budget=math.inf))
     output = closed_pipe()
     try:
         done = run(*arguments, cwd=folder, stdout=output)
@@ -100,6 +108,18 @@ def test_names_that_no_terminal_shows_are_escaped(folder):
     done = run("verify", "old.npz", b"up\xff\n\x1bdate".decode(errors="surrogateescape"), cwd=folder)
     assert (done.returncode, done.stdout) == (0, "up\\udcff\\n\\x1bdate applies to old.npz\n")
     assert_fails(folder, "inspect", "missing\n\x1b[31m", message="missing\\n\\x1b[31m: No such file")
+
+
+def test_memory_that_is_used_up_in_between_is_one_line(capsys):
+    class Parser:
+        def parse_args(self, arguments):
+            return self
+
+        def run(self, options):
+            return np.empty(1 << 62, np.uint8)
+
+    assert command_line.run(Parser(), None) == 2
+    assert capsys.readouterr().err.startswith("updcomp: error: expected more memory to work in")
 
 
 def test_too_little_memory_is_one_line(folder):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.edge.running import peak, run
+from tests.edge.running import after, peak, run
 from updcomp.edge import files
 from updcomp.wire import container, costs, dtypes, errors, packet
 
@@ -26,6 +26,14 @@ def test_a_fifo_is_refused_and_nobody_waits(tmp_path, suffix, place):
     wanted = "a file to write" if place == "new" else "a file"
     assert (done.returncode, done.stderr) == (2, f"updcomp: error: fifo{suffix}: expected {wanted}, found a FIFO\n")
     assert not (tmp_path / f"new{suffix}").exists()
+
+
+def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_refused(tmp_path):
+    (tmp_path / "update").write_bytes(b"updc")
+    os.mkfifo(tmp_path / "fifo")
+    late = after("import os; stat = os.stat; os.stat = lambda path, **_: stat('update' if path == 'fifo' else path)")
+    done = run("inspect", "fifo", cwd=tmp_path, start=late)
+    assert (done.returncode, done.stderr) == (2, "updcomp: error: fifo: expected a file, found a FIFO\n")
 
 
 @pytest.mark.parametrize("read", [files.read_bytes, files.read_update, files.read_model])
@@ -80,18 +88,18 @@ def test_what_cannot_be_an_update_is_not_read(tmp_path, start, specs, message):
 
 
 class Endless(io.RawIOBase):
-    """Standard input that never ends."""
+    """Standard input that ends long after anybody should have left it."""
 
     def __init__(self, start):
-        self.given = start
+        self.given, self.left = start, 64 << 20
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
         buffer[: len(self.given)] = self.given
-        self.given = b""
-        return len(buffer)
+        self.given, self.left = b"", self.left - len(buffer)
+        return len(buffer) if self.left > 0 else 0
 
 
 @pytest.mark.parametrize(("start", "message"), [(b"", "begin with b'updc'"), (b"updc", f"at most {MOST - 4:,} bytes")])
