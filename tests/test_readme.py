@@ -2,13 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    diff, train = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(diff, {})
+def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    diff, store, train = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(diff, names)
+    exec(store, names)
+    assert names["version"] == 2
+    assert names["model"]["layer/kernel"].tobytes() == names["new"]["layer"]["kernel"].tobytes()
     sizes = capsys.readouterr().out.split()
     assert int(sizes[1]) <= 2_000
     exec(train, {})
