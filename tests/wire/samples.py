@@ -18,6 +18,19 @@ from updcomp.wire.kinds.sparse import Sparse
 STEP = round_step(0.01)
 
 
+def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(fan_in, fan_out) of a kernel: every axis but the last is flattened.
+
+    >>> as_matrix_shape((3, 3, 16, 32)), as_matrix_shape((10,)), as_matrix_shape(())
+    ((144, 32), (1, 10), (1, 1))
+    """
+    fan_out = shape[-1] if shape else 1
+    fan_in = 1
+    for axis in shape[:-1]:
+        fan_in *= axis
+    return fan_in, fan_out
+
+
 def bits(count: int, stream: int, width: int = 64) -> np.ndarray:
     """Random unsigned integers below 2^width that do not depend on NumPy's generators."""
     return hashing.hashes(hashing.stream_key(0, stream, 0), 0, count) >> np.uint64(64 - width)

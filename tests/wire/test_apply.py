@@ -100,7 +100,7 @@ def test_the_three_sparse_kinds_increment_their_positions_only(dtype):
 @pytest.mark.parametrize("shape", [(11, 7), (3, 2, 5), (6,)])
 def test_products_are_those_of_python_integers(dtype, shape):
     old = leaf_of(samples.floats(shape, 62), dtype)
-    fan_in, fan_out = dtypes.as_matrix_shape(shape)
+    fan_in, fan_out = samples.as_matrix_shape(shape)
     rank = min(fan_in, fan_out, 4)
     left, right = samples.integers((fan_in, rank), 63, 900), samples.integers((fan_out, rank), 65, 900)
     product = (left.astype(object) @ right.T.astype(object)).ravel().tolist()

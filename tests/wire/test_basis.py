@@ -26,7 +26,7 @@ def decaying(fan_in, fan_out, decay=0.85):
 )
 def test_columns_are_orthonormal_integers(shape, rank):
     leaf = samples.floats(shape, 1).astype(np.float32)
-    fan_in, fan_out = dtypes.as_matrix_shape(shape)
+    fan_in, fan_out = samples.as_matrix_shape(shape)
     left, right = of(leaf, rank)
     assert left.shape == (fan_in, min(rank, fan_in))
     assert right.shape == (fan_out, min(rank, fan_out))
@@ -53,7 +53,7 @@ def test_the_basis_is_that_of_python_integers(shape, rank, kind):
         leaf = np.zeros_like(leaf)
     if kind == "dependent":
         leaf = (np.ones(leaf.shape) * leaf.reshape(-1, leaf.shape[-1])[0]).astype(np.float32)
-    shape = (1, *dtypes.as_matrix_shape(shape))
+    shape = (1, *samples.as_matrix_shape(shape))
     expected = twin_basis.basis(leaf.ravel().astype(float).tolist(), shape, rank, 3, 1)
     for found, columns in zip(stacked(leaf, rank), expected, strict=True):
         np.testing.assert_array_equal(found.transpose(0, 2, 1), columns)

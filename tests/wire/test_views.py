@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.wire import samples
-from updcomp.wire import dtypes, errors, views
+from updcomp.wire import errors, views
 
 EVERY = [
     (" ".join(words), len(words))
@@ -52,7 +52,7 @@ def test_other_numbers_are_refused(number, ndim):
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4, 5), (0, 3), (3, 0)])
 def test_the_default_is_the_matrix_of_the_last_axis(shape):
     view = views.resolve(None, len(shape))
-    assert views.shape_of(shape, view) == (1, *dtypes.as_matrix_shape(shape))
+    assert views.shape_of(shape, view) == (1, *samples.as_matrix_shape(shape))
     leaf = np.zeros(shape)
     assert np.shares_memory(views.split(leaf, view), leaf) == (leaf.size > 0)
     assert views.join(views.split(leaf, view), shape, view).shape == shape

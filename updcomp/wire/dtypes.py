@@ -238,16 +238,3 @@ def _exponent_fields(leaf: Array) -> Array:
     bits = flat_bits(leaf)
     fields: Array = (bits >> bits.dtype.type(mantissa)) & bits.dtype.type((1 << exponent) - 1)
     return fields.astype(np.int64)
-
-
-def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a kernel: every axis but the last is flattened.
-
-    >>> as_matrix_shape((3, 3, 16, 32)), as_matrix_shape((10,)), as_matrix_shape(())
-    ((144, 32), (1, 10), (1, 1))
-    """
-    fan_out = shape[-1] if shape else 1
-    fan_in = 1
-    for axis in shape[:-1]:
-        fan_in *= axis
-    return fan_in, fan_out
