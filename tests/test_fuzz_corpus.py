@@ -1,9 +1,10 @@
 import collections
+import random
 
 import pytest
 
 from tests.fuzz import corpus, coverage, loop, mutation, target, targets
-from updcomp.wire import container, errors, header
+from updcomp.wire import container, errors, header, versions
 
 INPUTS = 25  # of a short run, beside the seeds
 
@@ -37,6 +38,17 @@ def test_the_corpus_is_small():
     for name, inputs in folders.items():
         assert len(inputs) <= corpus.MOST_FILES, name
         assert max(map(len, inputs)) <= mutation.MOST, name
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in versions.NEWEST.kinds.values()])
+def test_edits_of_updates_reach_behind_the_coder(kind):
+    tested, rng = targets.TARGETS[kind], random.Random(0)
+    said = {tested.content(data): data for data in tested.seeds()}
+    for _ in range(60):
+        data = tested.repair(tested.edit(rng.choice(list(said.values())), rng))
+        if target.judge(tested, data)[0] == "accepted":
+            said[tested.content(data)] = data
+    assert len(said) > 10
 
 
 def test_the_same_seed_gives_the_same_inputs():

@@ -1,10 +1,8 @@
 """The server's command line: `python -m updcomp diff | apply | inspect` on `.safetensors`, `.npz` and Orbax folders."""
 
 import argparse
-import glob
 import math
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,20 +113,10 @@ def _apply(options: argparse.Namespace) -> None:
     if Path(options.output).suffix in files.SUFFIXES:
         files.write_model(options.output, new, metadata)
     else:
-        _save(Path(options.output), trees.from_model(new, tree))
+        with command_line.undisturbed():  # Orbax leaves what it had begun
+            save_model(options.output, trees.from_model(new, tree))
     if not (is_whole and (not metadata or files.keeps_metadata(options.output))):
         model_commands.note_lost_metadata()
-
-
-def _save(folder: Path, tree: trees.PyTree) -> None:
-    """Writes an Orbax folder, whole or not at all."""
-    try:
-        save_model(folder, tree)
-    except BaseException:
-        # Orbax leaves what it had begun.
-        for begun in folder.parent.glob(f"{glob.escape(folder.name)}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(begun, ignore_errors=True)
-        raise
 
 
 def _read(path: Path) -> files.ModelFile:

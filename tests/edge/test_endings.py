@@ -67,6 +67,22 @@ def test_handlers_of_signals_are_restored(folder):
     assert during != before
 
 
+def test_signals_wait_until_what_cannot_be_stopped_is_done():
+    done = []
+
+    def work():
+        with command_line.undisturbed():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        work()
+    assert (done, stopped.value.args) == (["whole"], (signal.SIGTERM,))
+    with command_line.undisturbed():
+        pass
+
+
 def closed_pipe():
     """The end of a pipe that nobody reads."""
     read, write = os.pipe()

@@ -54,6 +54,29 @@ def test_what_numpy_writes_is_read_in_any_order_of_axes_and_bytes(tmp_path, save
         assert fingerprint.of(read) == fingerprint.of(model)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_what_was_written_into_a_pipe_is_read(tmp_path, save):
+    """There the checksum and sizes of a member follow it."""
+
+    class Pipe(io.RawIOBase):
+        written = b""
+
+        def writable(self):
+            return True
+
+        def write(self, content):
+            self.written += bytes(content)
+            return len(content)
+
+    pipe = Pipe()
+    save(pipe, a=np.arange(9), b=np.float32(1))
+    (tmp_path / "m.npz").write_bytes(pipe.written)
+    with zipfile.ZipFile(tmp_path / "m.npz") as file:
+        assert all(info.flag_bits & 8 for info in file.infolist())
+    read = files.read_model(tmp_path / "m.npz").model
+    assert fingerprint.of(read) == fingerprint.of({"a": np.arange(9), "b": np.float32(1)})
+
+
 def test_headers_of_other_writers_are_read(tmp_path):
     texts = [
         "{'shape':(2,),'fortran_order':False,'descr':'<i2'}",

@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 
+from tests.fuzz import recoding
 from updcomp.wire import container, costs, dtypes, errors, fingerprint, header, metadata, streams, tokens, versions
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Head, Kind
@@ -109,7 +110,7 @@ def update(attack: Attack, base: dict[str, np.ndarray], said: list[Head]) -> byt
     parts = header.Update(
         versions.NEWEST, fingerprint.of(base), b"\0" * 16, 7, said, b"", b"", attack.lanes or 1, b"\0" * 4, None
     )
-    reader = _Reader(_Watched(base), attack.filler)
+    reader = _Maker(_Watched(base), attack.filler)
     with (
         mock.patch.object(streams, "Reader", return_value=reader),
         mock.patch.object(container, "apply_", mock.Mock(apply_block=lambda block, old, **_: old)),
@@ -119,10 +120,7 @@ def update(attack: Attack, base: dict[str, np.ndarray], said: list[Head]) -> byt
         except errors.CorruptUpdateError as error:
             if not str(error).startswith("result"):
                 raise
-    raw, extra, lanes, coded = reader.writer.finish()
-    if attack.lanes and coded:
-        lanes, coded = reader.writer._coded.finish(attack.lanes)
-    return header.pack(parts._replace(raw=raw, extra=extra, lanes=lanes, coded=coded))
+    return header.pack(parts._replace(**reader.sections(attack.lanes)))
 
 
 def _default(ndim: int) -> int:
@@ -139,43 +137,34 @@ class _Watched(dict[str, np.ndarray]):
         return self.last
 
 
-class _Reader(streams.Reader):
-    """Makes up what it reads, and writes it down."""
+class _Maker(recoding.Recorder):
+    """Says what an attack says."""
 
     def __init__(self, base: _Watched, filler: str) -> None:
-        self.base, self.writer, self._fill = base, streams.Writer(), FILLERS[filler]
-        self._rng, self._segments = np.random.default_rng(0), 0
+        super().__init__()
+        self.base, self._fill = base, FILLERS[filler]
+        self._arrays, self._segments, self._are_classes = np.random.default_rng(0), 0, False
 
-    def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        made = np.ones(shape, np.uint8).astype(dtype) if dtype.names is None else np.ones(shape, dtype[0]).view(dtype)
-        self.writer.raw(made)
-        return made
+    def say_raw(self, size: int) -> bytes:
+        return b"\1" * size
 
-    def symbol(self, width: int) -> int:
+    def say_symbol(self, width: int) -> int:
         # One bit says whether a matrix has classes; seven a scale, of which 20 is that of a mean magnitude of 1.
-        value = int(self._fill in (_wide, _alphabets)) if width == 1 else 20 if width == 7 else 0
-        self.writer.symbol(value, width)
-        return value
+        return int(self._fill in (_wide, _alphabets)) if width == 1 else 20
 
     def integers(self, count: int, *, signed: bool, dtype: Any = np.int64) -> np.ndarray:
-        if count and signed and dtype is np.int64:  # the classes of rows or columns: all of them
-            scale = self.symbol(7)
-            values = self._rng.integers(-10, 22, count)
-            self.writer.tokens(streams.Segment.of(values, signed=True), np.array([scale]))
-            return values
-        return super().integers(count, signed=signed, dtype=dtype)
+        self._are_classes = signed and dtype is np.int64
+        said = super().integers(count, signed=signed, dtype=dtype)
+        self._are_classes = False
+        return said
 
-    def tokens(self, values: np.ndarray, scales: Any, contexts: Any = None, *, signed: bool = True) -> None:
-        if signed:
-            width = min(8 * values.dtype.itemsize, 32)
-            values[:] = self._fill(len(values), self._segments, width, self._rng)
-            self._segments += 1
-        else:  # gaps: spread over the leaf
-            values[:] = self._rng.integers(0, max(1, self.base.last.size // max(len(values), 1)), len(values))
-        self.writer.tokens(streams.Segment.of(values.astype(np.int64), signed=signed), scales, contexts)
-
-    def finish(self, **_: object) -> None:
-        """Whatever was read is all there is."""
+    def say_integers(self, count: int, scales: np.ndarray, contexts: Any, dtype: np.dtype[Any]) -> np.ndarray:
+        if self._are_classes:  # of rows or columns: all of them
+            return self._arrays.integers(-10, 22, count)
+        if dtype.kind == "u":  # gaps: spread over the leaf
+            return self._arrays.integers(0, max(1, self.base.last.size // max(count, 1)), count)
+        self._segments += 1
+        return self._fill(count, self._segments, min(8 * dtype.itemsize, 32), self._arrays)
 
 
 def _few(count: int, _segment: int, _width: int, _rng: np.random.Generator) -> np.ndarray:

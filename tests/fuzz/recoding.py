@@ -1,4 +1,4 @@
-"""An update read with some of its integers replaced, while what was read is written down as a writer codes it.
+"""An update as it is read, with some of its integers replaced, while what was read is written down as a writer does.
 
 No change of the coded section's bytes is ever accepted, since all lanes must end where a writer began. This one is:
 it reaches everything behind the coder. Where the sections end before the reader does, integers are drawn.
@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from updcomp.wire import bits, container, errors, header, rans, streams
+from updcomp.wire import container, errors, header, streams, tokens
 
 
 def recoded(parts: header.Update, base: dict[str, np.ndarray], rng: random.Random) -> header.Update:
@@ -26,91 +26,120 @@ def recoded(parts: header.Update, base: dict[str, np.ndarray], rng: random.Rando
     Returns:
       The parts; sections hold what was read before the reader refused the rest.
     """
-    update, reader = header.pack(parts), _Reader(parts, rng)
+    update, reader = header.pack(parts), _Changer(parts, rng)
     with mock.patch.object(streams, "Reader", return_value=reader), contextlib.suppress(errors.Error):
         container.apply_update(update, base, budget=math.inf)
-    return parts._replace(**reader.sections())
+    return parts._replace(**reader.sections(rng.choice((None, None, None, 1, 2, 8, 64))))
 
 
-class _Reader(streams.Reader):
-    """Reads the sections, replaces, and writes down."""
+class Recorder(streams.Reader):
+    """Reads what it makes up, and writes it down."""
 
-    def __init__(self, parts: header.Update, rng: random.Random) -> None:
-        # By the sections' own readers: the class itself is replaced while this one is made.
-        self._left, self._written, self._rng = bytes(parts.raw), b"", rng
-        rate = rng.choice((0.0, 0.01, 0.1, 1.0))
-        self._coded = _Coded(parts, rng, rate)
-        self._extra = _Extra(parts, rng, rate)
-        self._raw = b""
+    def __init__(self) -> None:
+        self._writer, self._loose = streams.Writer(), False
+
+    def sections(self, lanes: int | None) -> dict[str, Any]:
+        """The fields of `header.Update` that say what was read, in so many lanes or as many as a writer takes."""
+        raw, extra, chosen, coded = self._writer.finish()
+        if lanes and coded:
+            chosen, coded = self._writer._coded.finish(lanes)
+        return {"raw": raw, "extra": extra, "lanes": chosen, "coded": coded}
+
+    def say_raw(self, size: int) -> bytes:
+        """The next bytes."""
+        raise NotImplementedError
+
+    def say_symbol(self, width: int) -> int:
+        """The next symbol, below 2^width."""
+        raise NotImplementedError
+
+    def say_integers(self, count: int, scales: np.ndarray, contexts: Any, dtype: np.dtype[Any]) -> np.ndarray:
+        """The next int64 (count,), which need not fit the dtype; unsigned if that is."""
+        raise NotImplementedError
 
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        size = math.prod(shape) * dtype.itemsize
-        part = (self._left + self._rng.randbytes(max(0, size - len(self._left))))[:size]
-        self._left = self._left[size:]
-        self._written += part
-        return np.frombuffer(part, np.uint8).copy().view(dtype).reshape(shape)
+        part = np.frombuffer(self.say_raw(math.prod(shape) * dtype.itemsize), np.uint8)
+        self._writer.raw(part)
+        return part.copy().view(dtype).reshape(shape)
 
-    def sections(self) -> dict[str, Any]:
-        """The fields of `header.Update` that say what was read."""
-        lanes, coded = self._coded.encoder.finish(self._coded.lanes)
-        return {"raw": self._written, "extra": self._extra.writer.finish(), "lanes": lanes, "coded": coded}
+    def symbol(self, width: int) -> int:
+        value = self.say_symbol(width)
+        self._writer.symbol(value, width)
+        return value
 
+    def number(self) -> int:
+        value = self.say_symbol(6)
+        self._writer.number(value)
+        return value
 
-class _Coded:
-    """In place of `rans.Decoder`."""
-
-    def __init__(self, parts: header.Update, rng: random.Random, rate: float) -> None:
-        self._rng, self._rate = np.random.default_rng(rng.getrandbits(32)), rate
-        self.encoder = rans.Encoder()
-        self.lanes = rng.choice((None, None, None, 1, 2, 8, 64))
-        try:
-            self._real: rans.Decoder | None = rans.Decoder(parts.coded, parts.lanes)
-        except errors.Error:
-            self._real = None
-
-    def pull(self, count: int, table: rans.Table, contexts: np.ndarray | None = None) -> np.ndarray:
-        places = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64)
-        symbols = self._read(count, table, contexts)
-        alphabet = int(np.searchsorted(table.starts, rans.TOTAL))
-        drawn = table.symbols[table.find(places << rans.PRECISION | self._rng.integers(0, rans.TOTAL, count))]
-        evenly = self._rng.integers(0, alphabet, count).astype(np.uint8)
-        largest = np.full(count, alphabet - 1, np.uint8)
-        others = (drawn, evenly, largest)[self._rng.integers(3)]
-        symbols = np.where(self._rng.random(count) < self._rate, others, drawn if symbols is None else symbols)
-        intervals = places * alphabet + symbols
-        self.encoder.push(table.starts[intervals] - (places << rans.PRECISION), table.sizes[intervals])
-        return symbols
-
-    def _read(self, count: int, table: rans.Table, contexts: np.ndarray | None) -> np.ndarray | None:
-        try:
-            return self._real.pull(count, table, contexts) if self._real else None
-        except errors.Error:
-            self._real = None
-            return None
+    def tokens(self, values: np.ndarray, scales: np.ndarray, contexts: Any = None, *, signed: bool = True) -> None:
+        dtype = values.dtype if signed else np.dtype(np.uint64)
+        said = self.say_integers(len(values), scales, contexts, dtype)
+        segment = streams.Segment.of(said, signed=signed)
+        self._writer.tokens(_Loose(*segment) if self._loose else segment, scales, contexts)
+        values[:] = said.astype(values.dtype)
+        if (values != said).any():
+            raise errors.CorruptUpdateError("values: larger integers")
 
     def finish(self, **_: object) -> None:
         """Whatever was read is all there is."""
 
 
-class _Extra:
-    """In place of `bits.Reader`."""
+class _Loose(streams.Segment):
+    """A segment that says more tokens than it uses."""
 
-    def __init__(self, parts: header.Update, rng: random.Random, rate: float) -> None:
-        self._rng, self._rate = np.random.default_rng(rng.getrandbits(32)), rate
-        self._real: bits.Reader | None = bits.Reader(parts.extra)
-        self.writer = bits.Writer()
+    @property
+    def alphabet(self) -> int:
+        return min(super().alphabet + 1, tokens.COUNT)
 
-    def pull(self, widths: np.ndarray) -> np.ndarray:
-        masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
-        drawn = self._rng.integers(0, 1 << 64, len(widths), np.uint64) & masks
+
+class _Changer(Recorder):
+    """Reads an update, and replaces."""
+
+    def __init__(self, parts: header.Update, rng: random.Random) -> None:
+        super().__init__()
+        self._rng, self._arrays = rng, np.random.default_rng(rng.getrandbits(32))
+        self._rate = rng.choice((0.0, 0.01, 0.1, 1.0))
+        self._loose = rng.randrange(16) == 0
+        self._left = bytes(parts.raw)
+        self._real: streams.Reader | None = None
+        with contextlib.suppress(errors.Error):
+            # Made before the class is replaced by this reader.
+            self._real = streams.Reader(b"", parts.extra, parts.lanes, parts.coded)
+
+    def say_raw(self, size: int) -> bytes:
+        part = bytearray((self._left + self._rng.randbytes(max(0, size - len(self._left))))[:size])
+        self._left = self._left[size:]
+        if part and self._rng.random() < self._rate:
+            part[self._rng.randrange(size)] = self._rng.randrange(256)
+        return bytes(part)
+
+    def say_symbol(self, width: int) -> int:
+        value = None
+        with contextlib.suppress(errors.Error, AttributeError):
+            value = self._real.symbol(width)
+        if value is None or self._rng.random() < self._rate:
+            self._real = self._real if value is not None else None
+            value = self._rng.randrange(1 << width)
+        return value
+
+    def say_integers(self, count: int, scales: np.ndarray, contexts: Any, dtype: np.dtype[Any]) -> np.ndarray:
+        signed = dtype.kind == "i"
+        said = self._drawn(count, signed)
         try:
-            values = self._real.pull(widths) if self._real else drawn
+            if self._real:
+                held = np.empty(count, np.int64)
+                self._real.tokens(held, scales, contexts, signed=signed)
+                said = held
         except errors.Error:
-            self._real, values = None, drawn
-        others = (drawn, masks, masks & np.uint64(1))[self._rng.integers(3)]
-        values = np.where(self._rng.random(len(widths)) < self._rate, others, values)
-        self.writer.push(values, widths)
-        return values
+            self._real = None
+        others = self._drawn(count, signed)
+        if self._rng.randrange(4) == 0:
+            top = 1 << self._rng.choice((7, 15, 23, 31, 31, 32, 53, 62))
+            others = np.full(count, top - self._rng.randrange(2))
+            others = others * self._arrays.choice([-1, 1], count) if signed else others
+        return np.where(self._arrays.random(count) < self._rate, others, said)
 
-    def finish(self) -> None:
-        """Whatever was read is all there is."""
+    def _drawn(self, count: int, signed: bool) -> np.ndarray:
+        sizes = self._arrays.geometric(self._rng.choice((0.9, 0.5, 0.1)), count) - 1
+        return sizes * self._arrays.choice([-1, 1], count) if signed else sizes

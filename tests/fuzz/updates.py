@@ -149,9 +149,10 @@ def edit(data: bytes, rng: random.Random) -> bytes:
     if parts.change is not None and rng.randrange(4) == 0:
         parts = parts._replace(change=_other_change(parts.change, rng))
     try:
-        return header.pack(recoding.recoded(parts, _base_of(data), rng))
-    except Exception:  # what cannot be said, such as a leaf before the last one
+        header.pack(parts)
+    except (OverflowError, ValueError):  # what cannot be said, such as a leaf before the last one
         return data
+    return header.pack(recoding.recoded(parts, _base_of(data), rng))
 
 
 def _other_heads(heads: list[kind_.Head], rng: random.Random) -> list[kind_.Head]:

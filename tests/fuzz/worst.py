@@ -57,7 +57,7 @@ def _mixed(blocks: int) -> dict[str, tuple[tuple[int, ...], str]]:
 MODELS = {
     "1 MB, one matrix": _one(500, 500),
     "1 MB, leaves of 8 x 8": _many(4_000, 8, 8),
-    "1 MB, leaves of 4": _many(60_000, 4),
+    "1 MB, leaves of 16": _many(16_000, 16),
     "17 MB, one matrix": _one(1024, 4096),
     "17 MB, leaves of 32 x 32": _many(4_096, 32, 32),
     "17 MB, one tall matrix": _one(1 << 20, 4),
@@ -96,18 +96,21 @@ class Taken(NamedTuple):
 
     seconds: float  # of CPU
     peak: int  # bytes, those of the new leaves included
+    outcome: str
 
 
-def measure(update: bytes, base: dict[str, np.ndarray]) -> Taken:
-    """Applies an update twice in this process, once with its memory traced."""
+def measure(update: bytes, base: dict[str, np.ndarray], *, traced: bool = True) -> Taken:
+    """Applies an update in this process, and again with its memory traced."""
     start = time.process_time()
-    apply(update, base)
+    outcome = apply(update, base)
     seconds = time.process_time() - start
+    if not traced or outcome.startswith("CostError"):
+        return Taken(seconds, 0, outcome)
     tracemalloc.start()
     apply(update, base)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return Taken(seconds, peak)
+    return Taken(seconds, peak, outcome)
 
 
 def measured(name: str, update: bytes) -> Taken:
@@ -127,7 +130,7 @@ class Found(NamedTuple):
     update: bytes
 
 
-NOTHING = Found(Taken(0.0, 0), "none is accepted", b"")
+NOTHING = Found(Taken(0.0, 0, ""), "none is accepted", b"")
 
 
 def search(name: str, kind: str, count: int, seed: int) -> list[Found]:
@@ -164,11 +167,12 @@ def _attacked(attack: crafting.Attack, base: dict[str, np.ndarray]) -> Found:
             update = crafting.update(attack, base, said)
         except errors.Error:
             return NOTHING
-        outcome = apply(update, base)
-        if not outcome.startswith("CostError"):
-            sizes = max((head.size or 0 for head in said), default=0)
-            text = f"{len(said)} blocks, sizes to {sizes}, {attack}, {len(update):,} B: {outcome}"
-            return Found(measure(update, base), text, update)
+        # Small leaves take little memory, and long to trace.
+        taken = measure(update, base, traced=len(base) < 1000)
+        if not taken.outcome.startswith("CostError"):
+            sizes = max(head.size or 0 for head in said)
+            text = f"{len(said)} blocks, sizes to {sizes}, {attack}, {len(update):,} B: {taken.outcome}"
+            return Found(taken, text, update)
     return NOTHING
 
 
@@ -182,7 +186,7 @@ def _honest(attack: crafting.Attack, base: dict[str, np.ndarray]) -> Found:
             continue
         except errors.Error:
             return NOTHING
-        return Found(Taken(0.0, 0), f"{len(said)} blocks, {len(update):,} B", update)
+        return Found(Taken(0.0, 0, ""), f"{len(said)} blocks, {len(update):,} B", update)
     return NOTHING
 
 
@@ -227,7 +231,7 @@ def main() -> None:
             _keep(options.keep, f"{name} {kind}", found)
             figures = " | ".join(_figures(name, one) for one in found)
             print(f"{kind:12} {figures}\n{'':14}slowest: {found[1].text}\n{'':14}largest: {found[2].text}", flush=True)
-        bomb = Found(Taken(0.0, 0), "", crafting.metadata_bomb(model(name)))
+        bomb = Found(Taken(0.0, 0, ""), "", crafting.metadata_bomb(model(name)))
         print(f"{'metadata':12} {_figures(name, NOTHING)} | {_figures(name, bomb)}", flush=True)
 
 

@@ -8,15 +8,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from updcomp.edge.reading import AnyPath, is_standard
 from updcomp.wire import errors
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+_Handler: TypeAlias = Callable[[int, FrameType | None], object]
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -100,27 +100,43 @@ def _factor(text: str) -> float:
 
 
 @contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that would end the process wait until what is within, which cannot be stopped half-way, is done."""
+    came: list[int] = []
+    with _handled(lambda number, frame: came.append(number), lambda present: present not in (signal.SIG_IGN, None)):
+        yield
+    if came:
+        raise KeyboardInterrupt(came[0])
+
+
+@contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """Signals that would end the process raise `KeyboardInterrupt(number)`, so that what was begun is cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread alone
-        return
-    replaced = {number: signal.getsignal(number) for number in _SIGNALS}
-    # What is ignored, as by nohup, or handled by the program around, stays so.
-    replaced = {number: handler for number, handler in replaced.items() if handler in _BY_DEFAULT}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in replaced:
-            signal.signal(other, signal.SIG_IGN)  # the clean-up has its time
+        for other in _SIGNALS:
+            if signal.getsignal(other) is stop:
+                signal.signal(other, signal.SIG_IGN)  # the clean-up has its time
         raise KeyboardInterrupt(number)
 
+    # What is ignored, as by nohup, or handled by the program around, stays so.
+    with _handled(stop, lambda present: present in (signal.SIG_DFL, signal.default_int_handler)):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: _Handler, replaces: Callable[[Any], bool]) -> Iterator[None]:
+    """Handles the signals whose present handlers are to be replaced."""
+    replaced = {number: present for number in _SIGNALS if replaces(present := signal.getsignal(number))}
+    if threading.current_thread() is not threading.main_thread():
+        replaced = {}  # Python handles signals in the main thread alone
     try:
         for number in replaced:
-            signal.signal(number, stop)
+            signal.signal(number, handler)
         yield
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+        for number, present in replaced.items():
+            signal.signal(number, present)
 
 
 def _ended(status: int, message: str) -> int:
