@@ -71,7 +71,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     ("start", "specs", "message"),
     [
         (b"PK\3\4", None, r"not an update: expected it to begin with b'updc', found b'PK\\x03\\x04'"),
-        (b"updc", None, "not an update of this model: expected at most 1,073,741,824 bytes, found 4,294,967,296"),
+        (b"updc", None, "not an update: expected at most 1,073,741,824 bytes, found 4,294,967,296"),
         (b"updc", SPECS, f"not an update of this model: expected at most {MOST:,} bytes, found 4,294,967,296"),
     ],
 )

@@ -107,7 +107,7 @@ def read_update(path: AnyPath, specs: Mapping[str, dtypes.Spec] | None = None) -
                 _check_size(file, most)
             return start + _rest(file, most - len(start))
         except errors.FileError as error:
-            raise errors.CorruptUpdateError(f"not an update of this model: {error}") from None
+            raise errors.CorruptUpdateError(f"not an update{' of this model' if specs else ''}: {error}") from None
 
 
 @contextlib.contextmanager
