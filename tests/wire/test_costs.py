@@ -183,22 +183,22 @@ def by_the_table(head, shape, itemsize, lanes):
         if not t:
             return 0, 0
         c = min(c, t)
-        steps = sum(-(-one // max(lanes, 1)) for one in sizes)
-        return 2**18 + 2**14 * c + 32 * t + 2**13 * steps + min(128 * t, 2**16 * c * len(sizes)), 56 * max(sizes)
+        chunks = sum(2**13 * -(-one // max(lanes, 1)) + min(96 * one, 2**14 * c) for one in sizes)
+        return 2**18 + 2**14 * c + 24 * t + chunks, 56 * max(sizes)
 
     def matrix(rows, columns):
         parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
         return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(held for _, held in parts)
 
     def increments(r):
-        return 16 * n + 256 * stack + n * r // 8
+        return 12 * n + 256 * stack + n * r // 8
 
     a, b = (min(size or 0, fan) for fan in (fan_in, fan_out))
     parts, own, held = {
         "raw": lambda: ([], w, 0),
         "exact": lambda: ([segment(n, 64)], w, w),
-        "half": lambda: ([], 16 * n, 3 * n),
-        "dense": lambda: ([matrix(fan_in, fan_out)], 16 * n, 4 * n),
+        "half": lambda: ([], 12 * n, 3 * n),
+        "dense": lambda: ([matrix(fan_in, fan_out)], 12 * n, 4 * n),
         "sparse": lambda: ([segment(size, 1)] * 2, w + 64 * size, 28 * size),
         "seeded": lambda: (
             [segment(size, 1), (16 * n + 64 * size, 40 * size + 2**23)],

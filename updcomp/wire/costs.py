@@ -12,11 +12,10 @@ from updcomp.wire import dtypes, errors, models, rans
 
 PER_BLOCK = 1 << 18
 _PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
-_PER_TOKEN = 32
+_PER_TOKEN = 24
 _PER_SEGMENT = 1 << 18
 _PER_CONTEXT = 1 << 14  # its prior
-_PER_SEARCH = 128  # a token's, where a table of its context would cost more
-_PER_SLOT = 4
+_PER_SEARCH = 96  # a token's, where a table of its context would cost more
 _PER_PRODUCT = 8  # products of an operation
 _CONTEXTS = 64
 _TOKEN_BYTES = 56  # temporaries of a token in the chunk that is decoded
@@ -24,6 +23,7 @@ _TOKEN_BYTES = 56  # temporaries of a token in the chunk that is decoded
 _OPERATIONS = 2_000_000_000  # for each full share of a model
 _WORKING_BYTES = 64 << 20
 _SHARE = 100_000_000  # bytes of a model; smaller ones are allowed as much
+_LEAST_WIDTH = 4  # bytes that a weight counts at least: a narrow one takes as long
 
 
 class Cost(NamedTuple):
@@ -36,8 +36,8 @@ class Cost(NamedTuple):
 def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
     """Of decoding a segment.
 
-    operations = 2^18 + 2^14 contexts + 32 n + 2^13 steps + min(128 n, 2^16 contexts chunks), with ceil(chunk / lanes)
-    steps for each chunk, and at most n contexts; working bytes = 56 tokens of the longest chunk. Nothing if n = 0.
+    operations = 2^18 + 2^14 contexts + 24 n, and for each chunk of t tokens 2^13 ceil(t / lanes) + min(96 t, 2^14
+    contexts), with at most n contexts; working bytes = 56 tokens of the longest chunk. Nothing if n = 0.
 
     Args:
       count: n, number of tokens.
@@ -48,14 +48,14 @@ def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
       The cost.
 
     >>> tokens(64, 1, contexts=1)
-    Cost(operations=813056, working_bytes=3584)
+    Cost(operations=810496, working_bytes=3584)
     """
     if not count:
         return Cost(0, 0)
     contexts = min(contexts, count)
     sizes = [part.stop - part.start for part in models.chunks(count)]
     steps = sum(-(-size // max(lanes, 1)) for size in sizes)
-    tables = min(_PER_SEARCH * count, (_PER_SLOT * contexts * len(sizes)) << rans.PRECISION)
+    tables = sum(min(_PER_SEARCH * size, contexts << rans.PRECISION) for size in sizes)
     operations = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_TOKEN * count + _PER_STEP * steps + tables
     return Cost(operations, _TOKEN_BYTES * max(sizes))
 
@@ -76,8 +76,8 @@ def total(*parts: Cost, operations: int = 0, working_bytes: int = 0) -> Cost:
 def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
     """What an update may take in all: in proportion to the model, and no less than one of 100 MB may.
 
-    With m = max(1, bytes of the model / 10^8): budget m 2 10^9 operations; budget (2 bytes of the largest leaf +
-    m 64 MiB) working bytes, the update itself included.
+    With m = max(1, bytes of the model / 10^8), weights of less than 4 bytes counted as 4: budget m 2 10^9 operations;
+    budget (2 bytes of the largest leaf + m 64 MiB) working bytes, the update itself included.
 
     Args:
       specs: of the model's leaves.
@@ -94,9 +94,9 @@ def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
     """
     if not budget > 0:
         raise errors.Error(f"budget: expected a positive factor, found {budget}; 1 is the default")
-    sizes = [spec.nbytes for spec in specs.values()]
-    share = max(_SHARE, sum(sizes))
-    limits = (_OPERATIONS * share // _SHARE, 2 * max(sizes, default=0) + _WORKING_BYTES * share // _SHARE)
+    share = max(_SHARE, sum(max(spec.nbytes, _LEAST_WIDTH * spec.size) for spec in specs.values()))
+    largest = max((spec.nbytes for spec in specs.values()), default=0)
+    limits = (_OPERATIONS * share // _SHARE, 2 * largest + _WORKING_BYTES * share // _SHARE)
     return Cost(*(int(min(limit * budget, float((1 << 63) - 1024))) for limit in limits))
 
 

@@ -13,7 +13,7 @@ from updcomp.wire import costs, dtypes, errors, views
 
 _SLICE = 1 << 16  # weights at a time: temporaries stay in the cache and small beside the leaf
 _EXACT = 1 << 53
-_PER_WEIGHT = 16  # operations
+_PER_WEIGHT = 12  # operations
 _PER_PLACE = 64
 _PER_MATRIX = 256
 
