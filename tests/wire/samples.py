@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from updcomp.wire import dtypes, hashing, packet, views
+from updcomp.wire import costs, decoding, dtypes, hashing, header, packet, views
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.coefficients import Coefficients
@@ -29,6 +29,11 @@ def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     for axis in shape[:-1]:
         fan_in *= axis
     return fan_in, fan_out
+
+
+def costs_of(update: bytes, base: dict[str, np.ndarray]) -> list[costs.Cost]:
+    """What each block of an update takes."""
+    return decoding.known_costs(header.parse(update), dtypes.specs(base))
 
 
 def bits(count: int, stream: int, width: int = 64) -> np.ndarray:

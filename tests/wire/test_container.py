@@ -148,7 +148,7 @@ def test_an_empty_stack_is_read():
     base = {"w": np.zeros((0, 3, 3), np.float32)}
     same_print, writer = fingerprint.of(base), streams.Writer()
     heads = [kind.Head(factors.KIND, 0, 1.0, 1, views.number(views.of_words("stack in out"), 3))]
-    update = header.pack(header.Update(versions.NEWEST, same_print, same_print, 0, heads, *writer.finish()))
+    update = header.pack(header.Parts(versions.NEWEST, same_print, same_print, 0, heads, *writer.finish()))
     assert fingerprint.of(container.apply_update(update, base)) == same_print
 
 

@@ -24,14 +24,32 @@ def apply(sent: packet.Packet, model: dtypes.Model) -> dict[str, dtypes.Array]:
     >>> apply(packet.Packet({"w": Dense(np.int32([0, -1]), step=0.5)}), model)["w"].tolist()
     [1.0, 1.5]
     """
+    sent = packet.held(sent)
+    check(sent, model)
     new = dict(model)
     indices = leaf_indices(model)
-    for name, block in packet.held(sent).blocks.items():
+    for name, block in sent.blocks.items():
+        with errors.of_leaf(name):
+            kind = versions.kind_of(block)
+            new[name] = kind.apply(block, dtypes.hold(model[name]), sent.seed, indices[name])
+    return new
+
+
+def check(sent: packet.Packet, model: dtypes.Model) -> None:
+    """Checks that every block fits its leaf.
+
+    Args:
+      sent: as `packet.held` returns it.
+      model: the deployed one.
+
+    Raises:
+      LeafError, DtypeError: as `apply`.
+    """
+    for name, block in sent.blocks.items():
         if name not in model:
             raise errors.LeafError(f"leaf {name!r}: expected one of {sorted(model)}, found no such leaf in the model")
         with errors.of_leaf(name):
-            new[name] = apply_block(block, dtypes.hold(model[name]), seed=sent.seed, index=indices[name])
-    return new
+            versions.kind_of(block).check(block, dtypes.hold(model[name]))
 
 
 def leaf_indices(model: dtypes.Model) -> dict[str, int]:

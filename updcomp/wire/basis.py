@@ -80,18 +80,18 @@ def max_rank(shape: tuple[int, ...], view: views.View | None = None) -> int:
     return min(affordable, _MAX_COLUMNS // stack, MAX_RANK, max(fan_in, fan_out))
 
 
-def cost(spec: dtypes.Spec, rank: int, view: views.View, *, moves: bool) -> costs.Cost:
+def cost(spec: dtypes.Spec, rank: int, view: views.View, *, is_copied: bool) -> costs.Cost:
     """The cost of `of`: six products with the leaf, and the orthogonalisation of its vectors on both sides.
 
     operations = (stack (6 r fan_in fan_out + 6 r^2 (fan_in + fan_out))) / 8 + 6 stack r 2^15
                  + 96 stack r (fan_in + fan_out) + 16 size;
-    working bytes = 12 size, for the weights as integers in float64; 8 size more where the view moves them.
+    working bytes = 12 size, for the weights as integers in float64; 8 size more where they are copied.
 
     Args:
       spec: of the leaf.
       rank: from 1 to `max_rank`.
       view: of the leaf.
-      moves: whether its matrices are copied out of the leaf.
+      is_copied: whether its matrices are copied out of the leaf.
 
     Returns:
       The cost.
@@ -100,7 +100,7 @@ def cost(spec: dtypes.Spec, rank: int, view: views.View, *, moves: bool) -> cost
     products = 2 * (1 + _POWER_ITERATIONS) * rank * fan_in * fan_out + 6 * rank**2 * (fan_in + fan_out)
     vectors = _PER_VECTOR * 6 * rank + _PER_ENTRY * rank * (fan_in + fan_out)
     operations = costs.products(stack * products) + stack * vectors + 16 * spec.size
-    return costs.Cost(operations, (12 + 8 * moves) * spec.size)
+    return costs.Cost(operations, (12 + 8 * is_copied) * spec.size)
 
 
 def _of_matrix(weights: dtypes.Array, rank: int, signs: "_Signs") -> tuple[dtypes.Array, dtypes.Array]:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
-
 from updcomp.wire import apply as apply_
-from updcomp.wire import costs, dtypes, errors, fingerprint, header, packet, streams, versions, views
+from updcomp.wire import decoding, dtypes, errors, fingerprint, header, packet, rans, streams, versions
 from updcomp.wire import metadata as metadata_
 from updcomp.wire.kind import Block, Head
+from updcomp.wire.kinds import raw
 
 Texts = Mapping[str, str]
 """The metadata of a model file."""
@@ -40,31 +39,60 @@ def encode(
     """
     if not 0 <= sent.seed < 1 << 32:
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
-    sent = packet.held(sent)
+    sent, specs = packet.held(sent), dtypes.specs(base)
+    apply_.check(sent, base)
+    # No coding of these blocks is cheaper to decode than one of the most lanes: what that is too dear for is not begun.
+    empty = header.Parts(versions.NEWEST, b"", b"", sent.seed, _heads(sent, base), b"", b"", rans.MAX_LANES, b"")
+    decoding.account(empty, 0, specs, budget)
     new = apply_.apply(sent, base)
     base_digests = fingerprint.of_leaves(base)
     digests = base_digests | fingerprint.of_leaves({name: new[name] for name in sent.blocks})
-    indices = {name: index for name, index in apply_.leaf_indices(base).items() if digests[name] != base_digests[name]}
-    writer, heads = streams.Writer(), []
-    for name, index in indices.items():
-        head = versions.kind_of(sent.blocks[name]).write(sent.blocks[name], dtypes.hold(base[name]), writer)
-        heads.append(head._replace(leaf=index))
-    heads = _heads_said(heads, [np.ndim(base[name]) for name in indices])
-    raw, extra, lanes, coded = writer.finish()
+    changing = {name: block for name, block in sent.blocks.items() if digests[name] != base_digests[name]}
+    changing, (raw_section, extra, lanes, coded) = _written(changing, base)
+    heads = _without_default_views(_heads(sent._replace(blocks=changing), base), specs)
     change = None if metadata is None else metadata_.change(*metadata)
     prints = fingerprint.of_digests(base_digests), fingerprint.of_digests(digests)
-    parts = header.Update(versions.NEWEST, *prints, sent.seed, heads, raw, extra, lanes, coded, change)
+    parts = header.Parts(versions.NEWEST, *prints, sent.seed, heads, raw_section, extra, lanes, coded, change)
     update = header.pack(parts)
-    _check_cost(parts, len(update), dtypes.specs(base), budget)
+    decoding.account(parts, len(update), specs, budget)
     return update
 
 
-def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
+def _heads(sent: packet.Packet, base: dtypes.Model) -> list[Head]:
+    """The headers of the blocks, in leaf order."""
+    blocks = ((name, index) for name, index in apply_.leaf_indices(base).items() if name in sent.blocks)
+    return [
+        versions.kind_of(sent.blocks[name]).head(sent.blocks[name], dtypes.hold(base[name]))._replace(leaf=index)
+        for name, index in blocks
+    ]
+
+
+def _written(blocks: dict[str, Block], base: dtypes.Model) -> tuple[dict[str, Block], tuple[bytes, bytes, int, bytes]]:
+    """The blocks, those raw that code no smaller, and their sections."""
+    writer, written = streams.Writer(), dict[str, Block]()
+    for name in sorted(blocks):
+        old, block = dtypes.hold(base[name]), blocks[name]
+        if not versions.kind_of(block).write(block, old, writer):
+            block = raw.Raw(*block)
+            raw.KIND.write(block, old, writer)
+        written[name] = block
+    return written, writer.finish()
+
+
+def _without_default_views(heads: list[Head], specs: Mapping[str, dtypes.Spec]) -> list[Head]:
+    """The headers, without views where all of them are the default one."""
+    if decoding.have_default_views(heads, specs):
+        return [head._replace(view=None) for head in heads]
+    return heads
+
+
+def decode(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> packet.Packet:
     """The packet in an update.
 
     Args:
       update: the file's bytes.
       base: the model that it starts from.
+      budget: as in `apply_update`.
 
     Returns:
       The packet.
@@ -72,11 +100,11 @@ def decode(update: bytes, base: dtypes.Model) -> packet.Packet:
     Raises:
       CorruptUpdateError: damaged, truncated, or of a version or kind that this code does not know.
       WrongBaseError: the base is another model.
-      CostError: it would take more than the default budget.
+      CostError: it would take more than the budget.
     """
     check_base(update, [fingerprint.of(base)])
     parts = header.parse(update, len(base))
-    blocks = _Blocks(parts, len(update), dtypes.specs(base), 1.0)
+    blocks = decoding.Blocks(parts, len(update), dtypes.specs(base), budget)
     decoded = {name: blocks.read(name, dtypes.hold(base[name])) for name in blocks.names}
     blocks.finish()
     return packet.Packet(decoded, parts.seed)
@@ -198,57 +226,12 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
         raise _wrong_base(expected, known)
 
 
-def cost(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> list[costs.Cost]:
-    """What each block takes, as far as the header says: all of them, or none in version 1.
-
-    Raises:
-      CorruptUpdateError: a block fits no leaf of such a model.
-    """
-    found, names = [], list(specs)
-    for head in parts.heads:
-        name = names[head.leaf]
-        if head.size is not None or not head.kind.sized:
-            with errors.of_leaf(name):
-                found.append(head.kind.cost(head, specs[name], parts.lanes))
-    return found
-
-
-class _Blocks:
-    """The blocks of an update, decoded one after another; every size is bounded by the leaf."""
-
-    def __init__(
-        self, parts: header.Update, update_bytes: int, specs: Mapping[str, dtypes.Spec], budget: float
-    ) -> None:
-        """At the first block, the budget checked as far as the header says the costs."""
-        names = list(specs)
-        self.names = {names[head.leaf]: head for head in parts.heads}
-        _check_cost(parts, update_bytes, specs, budget)
-        self._account = costs.Account(specs, update_bytes, budget)
-        self._parts = parts
-        self._specs = specs
-        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
-
-    def read(self, name: str, old: dtypes.Array) -> Block:
-        """The next block, that of this held leaf."""
-        head = self.names[name]
-        with errors.of_leaf(name):
-            if head.kind.sized and head.size is None:
-                head = head._replace(size=self._reader.number())
-            self._account.charge(head.kind.cost(head, self._specs[name], self._parts.lanes))
-            block: Block = head.kind.read(head, old, self._reader)
-        return block
-
-    def finish(self) -> None:
-        """Checks that nothing is left."""
-        self._reader.finish(idle_lanes=self._parts.version.idle_lanes)
-
-
 def _new_leaves(
     update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float
 ) -> Iterator[tuple[str, dtypes.Array]]:
     """As `apply_leaves`, the base being the right one and these its digests; kept leaves are not hashed again."""
     parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
-    blocks = _Blocks(parts, len(update), specs, budget)
+    blocks = decoding.Blocks(parts, len(update), specs, budget)
     for index, name in enumerate(specs):
         leaf = base[name]
         if name in blocks.names:
@@ -271,35 +254,6 @@ def _mismatch(expected: bytes, found: bytes) -> str:
             "a library compiled with -ffast-math switched that on: apply the update in a process without it"
         )
     return f"result: expected the model {expected.hex()}, found {found.hex()}; fetch the update again"
-
-
-def _check_cost(parts: header.Update, update_bytes: int, specs: Mapping[str, dtypes.Spec], budget: float) -> None:
-    """Checks what is known before anything is decoded."""
-    if update_bytes > (longest := costs.largest_update(specs)):
-        raise errors.CostError(
-            f"update: expected at most {longest:,} bytes for this model, found {update_bytes:,}; "
-            "send a larger step or Raw"
-        )
-    blocks = cost(parts, specs)
-    whole = costs.Cost(sum(block.operations for block in blocks), max((b.working_bytes for b in blocks), default=0))
-    costs.Account(specs, update_bytes, budget).charge(whole)
-    _check_views(parts, specs)
-
-
-def _check_views(parts: header.Update, specs: Mapping[str, dtypes.Spec]) -> None:
-    """Checks that views are said only where one of them is not the default one."""
-    ranks = [len(spec.shape) for spec in specs.values()]
-    said = [(head.view, ranks[head.leaf]) for head in parts.heads if head.view is not None]
-    if said and all(view == views.number(views.last_axis_out(ndim), ndim) for view, ndim in said):
-        raise errors.CorruptUpdateError("views: expected none where all are the default one, found some")
-
-
-def _heads_said(heads: list[Head], ranks: list[int]) -> list[Head]:
-    """The headers, without views where all of them are the default one."""
-    defaults = [views.number(views.last_axis_out(ndim), ndim) for ndim in ranks]
-    if any(head.view not in (None, default) for head, default in zip(heads, defaults, strict=True)):
-        return heads
-    return [head._replace(view=None) for head in heads]
 
 
 def _wrong_base(expected: bytes, found: Iterable[bytes]) -> errors.WrongBaseError:

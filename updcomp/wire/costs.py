@@ -10,17 +10,18 @@ from typing import NamedTuple
 
 from updcomp.wire import dtypes, errors, models, rans
 
-PER_BLOCK = 1 << 18
+PER_BLOCK = 1 << 17
 _PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
 _PER_TOKEN = 24
-_PER_SEGMENT = 1 << 18
-_PER_CONTEXT = 1 << 14  # its prior
+_PER_SEGMENT = 1 << 17
+_PER_CONTEXT = 1 << 13  # its prior
 _PER_SEARCH = 96  # a token's, where a table of its context would cost more
 _PER_PRODUCT = 8  # products of an operation
 _CONTEXTS = 64
 _TOKEN_BYTES = 56  # temporaries of a token in the chunk that is decoded
 
 _OPERATIONS = 2_000_000_000  # for each full share of a model
+_PER_LEAF = 1 << 20  # operations that a leaf adds to them, however small
 _WORKING_BYTES = 64 << 20
 _SHARE = 100_000_000  # bytes of a model; smaller ones are allowed as much
 _LEAST_WIDTH = 4  # bytes that a weight counts at least: a narrow one takes as long
@@ -36,7 +37,7 @@ class Cost(NamedTuple):
 def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
     """Of decoding a segment.
 
-    operations = 2^18 + 2^14 contexts + 24 n, and for each chunk of t tokens 2^13 ceil(t / lanes) + min(96 t, 2^14
+    operations = 2^17 + 2^13 contexts + 24 n, and for each chunk of t tokens 2^13 ceil(t / lanes) + min(96 t, 2^14
     contexts), with at most n contexts; working bytes = 56 tokens of the longest chunk. Nothing if n = 0.
 
     Args:
@@ -48,7 +49,7 @@ def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
       The cost.
 
     >>> tokens(64, 1, contexts=1)
-    Cost(operations=810496, working_bytes=3584)
+    Cost(operations=671232, working_bytes=3584)
     """
     if not count:
         return Cost(0, 0)
@@ -76,8 +77,8 @@ def total(*parts: Cost, operations: int = 0, working_bytes: int = 0) -> Cost:
 def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
     """What an update may take in all: in proportion to the model, and no less than one of 100 MB may.
 
-    With m = max(1, bytes of the model / 10^8), weights of less than 4 bytes counted as 4: budget m 2 10^9 operations;
-    budget (2 bytes of the largest leaf + m 64 MiB) working bytes, the update itself included.
+    With m = max(1, bytes of the model / 10^8), weights of less than 4 bytes counted as 4: budget (m 2 10^9 + 2^20
+    leaves) operations; budget (2 bytes of the largest leaf + m 64 MiB) working bytes, beside the update itself.
 
     Args:
       specs: of the model's leaves.
@@ -96,30 +97,30 @@ def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
         raise errors.Error(f"budget: expected a positive factor, found {budget}; 1 is the default")
     share = max(_SHARE, sum(max(spec.nbytes, _LEAST_WIDTH * spec.size) for spec in specs.values()))
     largest = max((spec.nbytes for spec in specs.values()), default=0)
-    limits = (_OPERATIONS * share // _SHARE, 2 * largest + _WORKING_BYTES * share // _SHARE)
+    limits = (_OPERATIONS * share // _SHARE + _PER_LEAF * len(specs), 2 * largest + _WORKING_BYTES * share // _SHARE)
     return Cost(*(int(min(limit * budget, float((1 << 63) - 1024))) for limit in limits))
 
 
 def largest_update(specs: Mapping[str, dtypes.Spec]) -> int:
-    """The most bytes that an update of such a model has: those of its leaves, 16 more for each, and 64 KiB."""
-    return sum(spec.nbytes for spec in specs.values()) + 16 * len(specs) + (1 << 16)
+    """The most bytes that an update of such a model has: those of its leaves, 16 more for each, and 2 MiB."""
+    return sum(spec.nbytes for spec in specs.values()) + 16 * len(specs) + (2 << 20)
 
 
 class Account:
     """Adds up what an update takes, block by block, and refuses what is beyond the budget before it is paid."""
 
-    def __init__(self, specs: Mapping[str, dtypes.Spec], update_bytes: int, budget: float) -> None:
+    def __init__(self, specs: Mapping[str, dtypes.Spec], extra_bytes: int, budget: float) -> None:
         """With nothing paid yet.
 
         Args:
           specs: of the model's leaves.
-          update_bytes: size of the update, which is held in memory.
+          extra_bytes: size of the update's extra bits, of which a decoder holds a copy.
           budget: factor of `allowed`.
         """
         self._allowed = allowed(specs, budget)
         self._budget = budget
         self._operations = 0
-        self._held = update_bytes
+        self._held = extra_bytes
 
     def charge(self, cost: Cost) -> None:
         """Adds a block.
@@ -128,13 +129,18 @@ class Account:
           CostError: it goes beyond the budget.
         """
         self._operations += cost.operations
-        for unit, found, limit in (
-            ("operations", self._operations, self._allowed.operations),
-            ("bytes of working memory", self._held + cost.working_bytes, self._allowed.working_bytes),
-        ):
-            if found > limit:
-                needed = math.ceil(10 * self._budget * found / limit) / 10
-                raise errors.CostError(
-                    f"cost: expected at most {limit:,} {unit} to apply it to this model, found {found:,}; "
-                    f"send fewer ranks or weights, or allow a budget of {needed:g} or more"
-                )
+        charged = (
+            (self._operations / self._allowed.operations, self._operations, "operations"),
+            (
+                (self._held + cost.working_bytes) / self._allowed.working_bytes,
+                self._held + cost.working_bytes,
+                "bytes of working memory",
+            ),
+        )
+        share, found, unit = max(charged)
+        if share > 1:
+            raise errors.CostError(
+                f"cost: expected at most {found / share:,.0f} {unit} to apply it to this model, found {found:,}; "
+                f"send less (lower ranks, fewer weights), or allow a budget of at least "
+                f"{math.ceil(10 * self._budget * share) / 10:g} on both sides (budget=, --budget=)"
+            )

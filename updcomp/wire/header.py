@@ -19,7 +19,7 @@ _LONGEST_SIZE = 9  # bytes of a varint below 2^63
 _LONGEST_VIEW = 15  # bytes of a varint below 3^64, NumPy's most axes
 
 
-class Update(NamedTuple):
+class Parts(NamedTuple):
     """An update taken apart, its payload not decoded."""
 
     version: versions.Version
@@ -39,7 +39,7 @@ class Update(NamedTuple):
         return any(head.view is not None for head in self.heads)
 
 
-def pack(parts: Update) -> bytes:
+def pack(parts: Parts) -> bytes:
     """The update's bytes: header, block headers, sections, CRC-32."""
     flags = versions.VIEWS * parts.has_views | versions.METADATA * (parts.change is not None)
     body = b"".join(
@@ -108,7 +108,7 @@ def fingerprints(update: bytes) -> tuple[bytes, bytes]:
     return base, result
 
 
-def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Update:
+def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
     """Takes an update apart.
 
     Args:
@@ -135,7 +135,7 @@ def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Update:
         raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
     raw, extra = cursor.take(raw_size), cursor.take(extra_size)
     lanes = 1 << lane_bits >> 1
-    return Update(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change)
+    return Parts(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change)
 
 
 def _open(update: bytes) -> tuple["_Cursor", tuple[versions.Version, int, bytes, bytes]]:

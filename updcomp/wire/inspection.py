@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from updcomp.wire import container, costs, dtypes, errors, fingerprint, header, metadata, views
+from updcomp.wire import container, costs, decoding, dtypes, errors, fingerprint, header, metadata, views
 from updcomp.wire.kind import Head
 
 
@@ -57,13 +57,13 @@ def _block(head: Head) -> dict[str, Any]:
     return said | {name: value for name, value in known.items() if value is not None}
 
 
-def _of_model(parts: header.Update, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
+def _of_model(parts: header.Parts, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
     """The blocks with what the model says of them, and what applying them takes."""
     specs = dtypes.specs(model)
     told: dict[str, Any] = {"blocks": [_block_of(head, specs) for head in parts.heads]}
-    found = container.cost(parts, specs)
+    found = decoding.known_costs(parts, specs)
     if len(found) == len(parts.heads):
-        working = update_bytes + max((cost.working_bytes for cost in found), default=0)
+        working = len(parts.extra) + max((cost.working_bytes for cost in found), default=0)
         allowed = costs.allowed(specs, 1.0)
         told["cost"] = {
             "operations": sum(cost.operations for cost in found),

@@ -33,7 +33,8 @@ class Kind(NamedTuple):
     hold: Callable[[Any], Any]  # the block with NumPy arrays of the right dtypes; LeafError
     check: Callable[[Any, dtypes.Array], None]  # whether a held block fits its held leaf; LeafError
     cost: Callable[[Head, dtypes.Spec, int], costs.Cost]  # of applying: header, leaf, lanes; the size known
-    write: Callable[[Any, dtypes.Array, streams.Writer], Head]  # codes a block that fits the leaf; `leaf` is 0
+    head: Callable[[Any, dtypes.Array], Head]  # of a block that fits the leaf; its `leaf` is 0
+    write: Callable[[Any, dtypes.Array, streams.Writer], bool]  # codes it; False if that is no smaller than its bits
     read: Callable[[Head, dtypes.Array, streams.Reader], Any]  # its inverse, the size known; CorruptUpdateError
     apply: Callable[[Any, dtypes.Array, int, int], dtypes.Array]  # the new leaf; block, old leaf, seed, leaf's index
 
@@ -106,6 +107,11 @@ def bounded(size: int | None, largest: int) -> int:
     return size
 
 
+def view_number(view: views.View | None, ndim: int) -> int:
+    """The number of a block's view."""
+    return views.number(views.resolve(view, ndim), ndim)
+
+
 def view_of(head: Head, ndim: int) -> views.View:
     """The view that a header says.
 
@@ -120,6 +126,6 @@ def said(view: views.View, ndim: int) -> views.View | None:
     return None if view == views.last_axis_out(ndim) else view
 
 
-def moves(view: views.View, spec: dtypes.Spec) -> bool:
-    """Whether matrices of this view do not lie in the leaf as they are, so that they are copied."""
-    return said(view, len(spec.shape)) is not None
+def is_copied(view: views.View, spec: dtypes.Spec) -> bool:
+    """Whether matrices of this view do not lie in the leaf as they are."""
+    return view != views.last_axis_out(len(spec.shape))

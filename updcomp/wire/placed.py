@@ -49,9 +49,12 @@ def kind_of(
             working_bytes=12 * count,
         )
 
-    def write(held: Any, _: dtypes.Array, writer: streams.Writer) -> kind_.Head:
-        writer.integers(held.values, signed=True)
+    def head(held: Any, _: dtypes.Array) -> kind_.Head:
         return kind_.Head(found, 0, held.step, len(held.values))
+
+    def write(held: Any, _: dtypes.Array, writer: streams.Writer) -> bool:
+        writer.integers(held.values, signed=True)
+        return True
 
     def read(head: kind_.Head, old: dtypes.Array, reader: streams.Reader) -> Any:
         dtypes.compute_dtype(old)
@@ -71,6 +74,7 @@ def kind_of(
         hold=hold,
         check=check,
         cost=of_block,
+        head=head,
         write=write,
         read=read,
         apply=apply,

@@ -21,8 +21,9 @@ TOTAL = 1 << PRECISION
 MAX_LANES = 1 << 12
 _LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
-_SLOTS_PER_SYMBOL = 64  # of a table that are laid out in the time of one bisection
-_SLOTS_PER_STEP = 2048  # and in the time that a step's bisection takes beside
+_FEW_LANES = 256
+_SLOTS_PER_SYMBOL = 32  # of a table that are laid out in the time of one bisection
+_SLOTS_PER_STEP = 1024  # and in the time that a step's bisection takes beside
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
@@ -48,22 +49,31 @@ def choose_lanes(payload_bytes: float, symbols: int, longest: int) -> int:
 class Table(NamedTuple):
     """All slots of a few contexts: entry context << 14 | slot of each array."""
 
-    sizes: dtypes.Array  # uint16: size of the interval that holds the slot
-    offsets: dtypes.Array  # uint16: slot minus the start of that interval
+    sizes: dtypes.Array  # size of the interval that holds the slot
+    offsets: dtypes.Array  # slot minus the start of that interval
     symbols: dtypes.Array  # uint8: its symbol
 
     @classmethod
-    def of(cls, frequencies: dtypes.Array) -> "Table":
-        """Lays out the slots; frequencies int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`."""
+    def of(cls, frequencies: dtypes.Array, lanes: int = 1) -> "Table":
+        """Lays out the slots.
+
+        Args:
+          frequencies: int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`.
+          lanes: of the decoder: narrow tables are laid out and read faster, wide ones save few lanes a conversion.
+
+        Returns:
+          A table of int64 for few lanes, else of uint16.
+        """
+        dtype = np.dtype(np.int64 if lanes <= _FEW_LANES else np.uint16)
         contexts, symbols = frequencies.shape
         counts = frequencies.reshape(-1)
-        offsets = np.tile(np.arange(TOTAL, dtype=np.uint16), contexts)
-        offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(np.uint16), counts)
+        offsets = np.tile(np.arange(TOTAL, dtype=dtype), contexts)
+        offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(dtype), counts)
         names = np.tile(np.arange(symbols, dtype=np.uint8), contexts)
-        return cls(np.repeat(counts.astype(np.uint16), counts), offsets, np.repeat(names, counts))
+        return cls(np.repeat(counts.astype(dtype), counts), offsets, np.repeat(names, counts))
 
     def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
-        """Fills in the sizes and offsets of these slots, uint16."""
+        """Fills in the sizes and offsets of these slots, of the dtype of `sizes`."""
         # The indices are in range by construction; "clip" avoids the copy that checking them would make.
         self.sizes.take(slots, out=sizes, mode="clip")
         self.offsets.take(slots, out=offsets, mode="clip")
@@ -76,7 +86,7 @@ class Table(NamedTuple):
 class Intervals(NamedTuple):
     """As `Table`, for fewer symbols than it takes to lay one out: the intervals alone, found by bisection."""
 
-    sizes: dtypes.Array  # uint16 (intervals,)
+    sizes: dtypes.Array  # int64 (intervals,)
     starts: dtypes.Array  # int64 (intervals,), ascending: those of context c begin at c << 14
     symbols: dtypes.Array  # uint8 (intervals,)
 
@@ -85,15 +95,13 @@ class Intervals(NamedTuple):
         """Of frequencies as `Table.of` takes them."""
         contexts, symbols = frequencies.shape
         sizes = frequencies.reshape(-1)
-        return cls(
-            sizes.astype(np.uint16), np.cumsum(sizes) - sizes, np.tile(np.arange(symbols, dtype=np.uint8), contexts)
-        )
+        return cls(sizes, np.cumsum(sizes) - sizes, np.tile(np.arange(symbols, dtype=np.uint8), contexts))
 
     def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
-        """Fills in the sizes and offsets of these slots, uint16."""
+        """Fills in the sizes and offsets of these slots."""
         found = self._find(slots)
         self.sizes.take(found, out=sizes)
-        np.subtract(slots, self.starts[found], out=offsets, casting="unsafe")  # below 2^14
+        np.subtract(slots, self.starts[found], out=offsets)
 
     def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
         """uint8: the symbols of these slots."""
@@ -200,7 +208,7 @@ class Decoder:
                 f"coded section: expected the states of {lanes} lanes and 16-bit words, found {len(data)} bytes"
             )
         self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
-        self._words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
+        self._words = np.frombuffer(data, "<u2", offset=4 * lanes)
         self._next = 0
         self._symbols = 0
         self._longest = 0
@@ -209,7 +217,9 @@ class Decoder:
         """What is fastest for so many symbols; frequencies as `Table.of` takes them."""
         steps = -(-count // max(len(self._states), 1))
         worth = _SLOTS_PER_SYMBOL * count + _SLOTS_PER_STEP * steps
-        return (Table if len(frequencies) << PRECISION <= worth else Intervals).of(frequencies)
+        if len(frequencies) << PRECISION > worth:
+            return Intervals.of(frequencies)
+        return Table.of(frequencies, len(self._states))
 
     def pull(self, count: int, table: Table | Intervals, contexts: dtypes.Array | None = None) -> dtypes.Array:
         """Decodes a segment.
@@ -231,7 +241,9 @@ class Decoder:
         if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
             raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
         slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
-        size, offset, below = np.empty(lanes, np.uint16), np.empty(lanes, np.uint16), np.empty(lanes, bool)
+        size: dtypes.Array = np.empty(lanes, table.sizes.dtype)
+        offset: dtypes.Array = np.empty(lanes, table.sizes.dtype)
+        below = np.empty(lanes, bool)
         low = np.empty(lanes, np.int64)
         for start in range(0, count, lanes or 1):
             slot = slots[start : start + lanes]

@@ -20,19 +20,24 @@ class Version(NamedTuple):
     idle_lanes: bool  # whether a coded section may have more lanes than its longest chunk has tokens
 
 
-def _numbered(*kinds: Kind) -> dict[int, Kind]:
-    numbered = {kind.number: kind for kind in kinds}
-    assert len(numbered) == len(kinds), "two kinds have the same number"
-    return numbered
+def numbered(*kinds: Kind) -> dict[int, Kind]:
+    """A table of kinds.
+
+    Raises:
+      ValueError: two of them have the same number.
+    """
+    table = {kind.number: kind for kind in kinds}
+    if len(table) < len(kinds):
+        raise ValueError(f"kinds: expected distinct numbers, found {[kind.number for kind in kinds]}")
+    return table
 
 
-_KINDS = _numbered(
-    *(raw.KIND, exact.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND),
-    coefficients.KIND,
-)
+_FIRST = (raw.KIND, exact.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND)
+_KINDS_1 = numbered(*_FIRST, coefficients.KIND)
+_KINDS_2 = numbered(*_KINDS_1.values())  # a new kind goes here
 VERSIONS = {
-    1: Version(1, _KINDS, flags=0, sizes_in_header=False, idle_lanes=True),
-    2: Version(2, _KINDS, flags=VIEWS | METADATA, sizes_in_header=True, idle_lanes=False),
+    1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, idle_lanes=True),
+    2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, idle_lanes=False),
 }
 NEWEST = VERSIONS[max(VERSIONS)]  # the one that is written
 _BY_BLOCK = {kind.block: kind for kind in NEWEST.kinds.values()}

@@ -43,17 +43,20 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     product = increments.product_operations(spec, stack, rank) + costs.products(rows * fan_in * columns)
     return costs.total(
         contexts.matrix_cost(rows, columns, lanes),
-        basis.cost(spec, rank, view, moves=kind.moves(view, spec)),
-        costs.Cost(0, 2 * spec.nbytes * kind.moves(view, spec)),
+        basis.cost(spec, rank, view, is_copied=kind.is_copied(view, spec)),
+        costs.Cost(0, 2 * spec.nbytes * kind.is_copied(view, spec)),
         operations=product,
         working_bytes=32 * stack * (fan_in + fan_out) * rank,
     )
 
 
-def _write(block: Coefficients, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
+def _head(block: Coefficients, old: dtypes.Array) -> kind.Head:
+    return kind.Head(KIND, 0, block.step, block.rank, kind.view_number(block.view, old.ndim))
+
+
+def _write(block: Coefficients, _: dtypes.Array, writer: streams.Writer) -> bool:
     contexts.write_matrix(writer, block.values, block.values.shape)
-    view = views.number(views.resolve(block.view, old.ndim), old.ndim)
-    return kind.Head(KIND, 0, block.step, block.rank, view)
+    return True
 
 
 def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Coefficients:
@@ -83,6 +86,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=_check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=_apply,

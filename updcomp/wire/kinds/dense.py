@@ -29,7 +29,7 @@ def _check(block: Dense, old: dtypes.Array) -> None:
 
 def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     view = kind.view_of(head, len(spec.shape))
-    row = 4 * spec.size // max(spec.shape[0], 1) if kind.moves(view, spec) else 0
+    row = 4 * spec.size // max(spec.shape[0], 1) if kind.is_copied(view, spec) else 0
     return costs.total(
         contexts.matrix_cost(*_matrix(spec.shape, view), lanes),
         costs.Cost(0, row),
@@ -44,10 +44,14 @@ def _matrix(shape: tuple[int, ...], view: View) -> tuple[int, int]:
     return stack * fan_in, fan_out
 
 
-def _write(block: Dense, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
+def _head(block: Dense, old: dtypes.Array) -> kind.Head:
+    return kind.Head(KIND, 0, block.step, view=kind.view_number(block.view, old.ndim))
+
+
+def _write(block: Dense, old: dtypes.Array, writer: streams.Writer) -> bool:
     view = views.resolve(block.view, old.ndim)
     contexts.write_matrix(writer, views.split(block.values, view), _matrix(old.shape, view))
-    return kind.Head(KIND, 0, block.step, view=views.number(view, old.ndim))
+    return True
 
 
 def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Dense:
@@ -71,6 +75,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=_check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=_apply,

@@ -23,11 +23,12 @@ def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     return costs.total(costs.tokens(count, lanes), operations=spec.nbytes, working_bytes=spec.nbytes)
 
 
-def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
-    """Raw instead where the differences are no smaller than the bits themselves."""
-    if contexts.write_differences(writer, block.new, old):
-        return kind.Head(KIND, 0)
-    return raw.write(raw.Raw(block.new), old, writer)
+def _head(_: Exact, __: dtypes.Array) -> kind.Head:
+    return kind.Head(KIND, 0)
+
+
+def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
+    return contexts.write_differences(writer, block.new, old)
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
@@ -44,6 +45,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=raw.check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=raw.apply,

@@ -38,16 +38,20 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     rank = kind.bounded(head.size, min(fan_in, fan_out))
     return costs.total(
         *(contexts.matrix_cost(stack * rows, rank, lanes) for rows in (fan_in, fan_out)),
+        costs.Cost(0, 2 * spec.nbytes * kind.is_copied(view, spec)),
         operations=increments.product_operations(spec, stack, rank),
-        working_bytes=20 * stack * (fan_in + fan_out) * rank + 2 * spec.nbytes * kind.moves(view, spec),
+        working_bytes=20 * stack * (fan_in + fan_out) * rank,
     )
 
 
-def _write(block: Factors, old: dtypes.Array, writer: streams.Writer) -> kind.Head:
+def _head(block: Factors, old: dtypes.Array) -> kind.Head:
+    return kind.Head(KIND, 0, block.step, block.left.shape[1], kind.view_number(block.view, old.ndim))
+
+
+def _write(block: Factors, _: dtypes.Array, writer: streams.Writer) -> bool:
     contexts.write_matrix(writer, block.left, block.left.shape)
     contexts.write_matrix(writer, block.right, block.right.shape)
-    view = views.number(views.resolve(block.view, old.ndim), old.ndim)
-    return kind.Head(KIND, 0, block.step, block.left.shape[1], view)
+    return True
 
 
 def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Factors:
@@ -78,6 +82,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=_check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=_apply,

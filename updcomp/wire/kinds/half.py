@@ -30,9 +30,13 @@ def _cost(_: kind.Head, spec: dtypes.Spec, __: int) -> costs.Cost:
     return costs.total(operations=increments.everywhere_operations(spec), working_bytes=3 * spec.size)
 
 
-def _write(block: Half, _: dtypes.Array, writer: streams.Writer) -> kind.Head:
-    writer.raw(dtypes.hold(block.delta))
+def _head(_: Half, __: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0)
+
+
+def _write(block: Half, _: dtypes.Array, writer: streams.Writer) -> bool:
+    writer.raw(dtypes.hold(block.delta))
+    return True
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Half:
@@ -53,6 +57,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=_check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=_apply,

@@ -29,10 +29,13 @@ def _cost(_: kind.Head, spec: dtypes.Spec, __: int) -> costs.Cost:
     return costs.total(operations=spec.nbytes)
 
 
-def write(block: Raw, _: dtypes.Array, writer: streams.Writer) -> kind.Head:
-    """The leaf's bytes."""
-    writer.raw(block.new)
+def _head(_: Raw, __: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0)
+
+
+def _write(block: Raw, _: dtypes.Array, writer: streams.Writer) -> bool:
+    writer.raw(block.new)
+    return True
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Raw:
@@ -54,7 +57,8 @@ KIND = kind.Kind(
     hold=hold,
     check=check,
     cost=_cost,
-    write=write,
+    head=_head,
+    write=_write,
     read=_read,
     apply=apply,
 )

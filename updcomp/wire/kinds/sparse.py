@@ -37,12 +37,16 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     )
 
 
-def _write(block: Sparse, _: dtypes.Array, writer: streams.Writer) -> kind.Head:
+def _head(block: Sparse, _: dtypes.Array) -> kind.Head:
+    return kind.Head(KIND, 0, block.step, int(np.count_nonzero(block.values)))
+
+
+def _write(block: Sparse, _: dtypes.Array, writer: streams.Writer) -> bool:
     """Entries that change nothing are left out."""
     sent = block.values != 0
     writer.integers(block.values[sent], signed=True)
     writer.integers(np.diff(block.positions[sent], prepend=-1) - 1, signed=False)
-    return kind.Head(KIND, 0, block.step, int(np.count_nonzero(sent)))
+    return True
 
 
 def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Sparse:
@@ -68,6 +72,7 @@ KIND = kind.Kind(
     hold=_hold,
     check=_check,
     cost=_cost,
+    head=_head,
     write=_write,
     read=_read,
     apply=_apply,
