@@ -76,12 +76,12 @@ def _diff(options: argparse.Namespace) -> None:
 def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> Packet:
     """The difference of the leaves, in the bytes that the metadata leave."""
     if options.max_bytes is None or not any(metadata or ()):
-        return api.diff(old, new, step=options.step, max_bytes=options.max_bytes)
+        return api.diff(old, new, step=options.step, max_bytes=options.max_bytes, budget=options.budget)
     taken, without = (
         len(container.encode(Packet({}), old, metadata=texts, budget=math.inf)) for texts in (metadata, None)
     )
     try:
-        return api.diff(old, new, max_bytes=options.max_bytes - (taken - without))
+        return api.diff(old, new, max_bytes=options.max_bytes - (taken - without), budget=options.budget)
     except BudgetError as error:
         raise BudgetError(f"{error}, beside {taken - without} of metadata") from None
 

@@ -21,7 +21,9 @@ _SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats
 _BISECTIONS = 20
 
 
-def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int | None = None) -> Packet:
+def diff(
+    old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int | None = None, budget: float = 1.0
+) -> Packet:
     """The update between two models that exist: exact by default, or lossy.
 
     Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than half a step
@@ -32,6 +34,7 @@ def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int 
       new: the model that it should hold, with the same leaf paths, shapes and dtypes.
       step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
       max_bytes: the step is found by bisection so that the encoded update is at most this long. Excludes `step`.
+      budget: with `max_bytes`, how much applying may take, as in `encode`.
 
     Returns:
       A packet for `encode(packet, old)`.
@@ -39,6 +42,7 @@ def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int 
     Raises:
       LeafError: a leaf is missing, or has another shape or dtype.
       BudgetError: not even the smallest update fits in `max_bytes`; the message says its size.
+      CostError: applying even that would take more than the budget.
 
     >>> old, new = {"w": np.zeros(3, np.float32)}, {"w": np.float32([0, 0.25, 0])}
     >>> packet = diff(old, new)
@@ -50,7 +54,7 @@ def diff(old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int 
     before, after = to_model(old), to_model(new)
     _check_same_leaves(before, after)
     if max_bytes is not None:
-        return _within_budget(before, after, max_bytes)
+        return _within_bytes(before, after, max_bytes, budget)
     return _packet(before, after, None if step is None else round_step(step))
 
 
@@ -195,22 +199,23 @@ def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return delta
 
 
-def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int) -> Packet:
+def _within_bytes(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int, budget: float) -> Packet:
     """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
     lossy = [name for name, leaf in before.items() if dtypes.name(leaf.dtype) in _LOSSY]
     deltas = [np.abs(_delta(before[name], after[name])) for name in lossy]
     largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
     coarse = round_step(min(4 * largest, 1e38)) if largest > 0 else 1.0
-    best, size = _sized(before, after, coarse)
+    best = _packet(before, after, coarse)
+    size = len(container.encode(best, before, budget=budget))
     if size > max_bytes:
         raise BudgetError(f"max_bytes: expected at least {size} (the smallest possible update), found {max_bytes}")
-    exact, exact_size = _sized(before, after, None)
+    exact, exact_size = _sized(before, after, None, budget)
     if exact_size <= max_bytes:
         return exact
     low, high = np.log2(coarse) - 40, np.log2(coarse)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        packet, size = _sized(before, after, round_step(2.0**middle))
+        packet, size = _sized(before, after, round_step(2.0**middle), budget)
         if size <= max_bytes:
             best, high = packet, middle
         else:
@@ -218,9 +223,11 @@ def _within_budget(before: dict[str, np.ndarray], after: dict[str, np.ndarray], 
     return best
 
 
-def _sized(before: dict[str, np.ndarray], after: dict[str, np.ndarray], step: float | None) -> tuple[Packet, int]:
+def _sized(
+    before: dict[str, np.ndarray], after: dict[str, np.ndarray], step: float | None, budget: float
+) -> tuple[Packet, int]:
     packet = _packet(before, after, step)
     try:
-        return packet, len(container.encode(packet, before))
+        return packet, len(container.encode(packet, before, budget=budget))
     except CostError:
         return packet, sys.maxsize  # no device takes it

@@ -42,9 +42,13 @@ def test_a_store_is_made_updated_rolled_back_and_verified(run, tmp_path, monkeyp
 def test_errors_are_one_line_and_name_the_update(run):
     assert run("init", "store", "model.safetensors")[0] == 0
     run("install", "store", "0.upd")
+    assert run("install", "store", "0.upd")[:2] == (0, "store: version 2 is current\n")
+    assert run("path", "store")[:2] == (0, "store/versions/00000002.safetensors\n")
+    run("rollback", "store")
     status, printed, said = run("install", "store", "0.upd")
     assert (status, printed) == (2, "")
-    assert said.startswith("updcomp: error: 0.upd: update: expected one that is new to the store, found installed")
+    expected = "updcomp: error: 0.upd: update: expected one that is new to the store, found that it was rolled back"
+    assert said.startswith(expected)
     assert said.count("\n") == 1
     assert "--again" in said
     assert run("install", "store", "0.upd", "--again")[:2] == (0, "store: version 3 is current\n")

@@ -133,7 +133,7 @@ def test_both_copies_of_the_state_may_be_lost(folder):
     assert store.Store(folder, keep=2).install(kit.update(1, 2)) == 3
     for name in ("state", *(f"versions/{one.name}" for one in (folder / "versions").glob("*.json"))):
         (folder / name).unlink()
-    with pytest.raises(errors.FileError, match="found no state that is whole; make one: .* init"):
+    with pytest.raises(errors.FileError, match="found no state that is whole; make one in a folder .* init"):
         store.Store(folder).current()
 
 

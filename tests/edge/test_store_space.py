@@ -180,7 +180,7 @@ def test_a_failed_trial_is_noted_on_a_full_disk_in_the_space_of_its_version(fold
     monkeypatch.setattr(files, "replace_file", full)
     with pytest.raises(health.TrialError):
         store.Store(folder).install(update(3, 4), check=lambda path: broken.append(path) or False)
-    assert [seen["outcome"] for seen in store.Store(folder).status()["updates"]][-1] == "failed its trial"
+    assert [seen["outcome"] for seen in store.Store(folder).status()["updates"]][-1] == "unhealthy in its trial"
 
 
 READ_ONLY = """

@@ -9,6 +9,7 @@ from tests.fuzz import coverage, target
 FOLDER = Path(__file__).parent / "corpus"
 MOST_FILES = 60
 _CRASH = "crash-"
+_MOST_CUTS = 30  # tried on an input of the corpus
 
 
 def read(folder: Path) -> list[bytes]:
@@ -66,27 +67,31 @@ def smallest(tested: target.Target, inputs: Iterable[bytes]) -> tuple[list[bytes
             return not seen.finding and needed <= seen.trace.edges
 
         repaired = tested.repair(best) == best
-        chosen.append(trimmed(best, takes, tested.repair if repaired else bytes))
+        chosen.append(trimmed(best, takes, tested.repair if repaired else bytes, _MOST_CUTS))
         left -= needed
     return chosen, every
 
 
-def trimmed(data: bytes, holds: Callable[[bytes], bool], repair: Callable[[bytes], bytes]) -> bytes:
+def trimmed(
+    data: bytes, holds: Callable[[bytes], bool], repair: Callable[[bytes], bytes], most: int | None = None
+) -> bytes:
     """A shorter input of which something still holds: pieces are cut out, larger ones first.
 
     Args:
       data: an input of which it holds.
       holds: whether it does.
       repair: makes checksums right after a cut.
+      most: cuts to try.
 
     Returns:
       The shorter input, or the same.
     """
-    size, smallest_piece = max(len(data) // 2, 1), max(len(data) // 128, 1)
-    while size >= smallest_piece:
+    size, smallest_piece, tries = max(len(data) // 2, 1), max(len(data) // 128, 1), 0
+    while size >= smallest_piece and (most is None or tries < most):
         start = 0
         while start < len(data):
             shorter = repair(data[:start] + data[start + size :])
+            tries += 1
             if len(shorter) < len(data) and holds(shorter):
                 data = shorter
             else:

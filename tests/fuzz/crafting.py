@@ -107,7 +107,7 @@ def update(attack: Attack, base: dict[str, np.ndarray], said: list[Head]) -> byt
             head._replace(view=_default(len(np.shape(leaf)))) if head.kind.viewed and head.view is None else head
             for head, leaf in ((head, list(base.values())[head.leaf]) for head in said)
         ]
-    parts = header.Update(
+    parts = header.Parts(
         versions.NEWEST, fingerprint.of(base), b"\0" * 16, 7, said, b"", b"", attack.lanes or 1, b"\0" * 4, None
     )
     reader = _Maker(_Watched(base), attack.filler)
@@ -207,4 +207,4 @@ def metadata_bomb(base: dict[str, np.ndarray]) -> bytes:
     text = b"[" + b"[]," * 349_500 + b"[]]"
     change = metadata.Change(bytes(metadata.DIGEST_SIZE), compressor.compress(text) + compressor.flush())
     print_ = fingerprint.of(base)
-    return header.pack(header.Update(versions.NEWEST, print_, print_, 0, [], b"", b"", 0, b"", change))
+    return header.pack(header.Parts(versions.NEWEST, print_, print_, 0, [], b"", b"", 0, b"", change))

@@ -15,7 +15,7 @@ import numpy as np
 from updcomp.wire import container, errors, header, streams, tokens
 
 
-def recoded(parts: header.Update, base: dict[str, np.ndarray], rng: random.Random) -> header.Update:
+def recoded(parts: header.Parts, base: dict[str, np.ndarray], rng: random.Random) -> header.Parts:
     """The same update, some of its integers replaced.
 
     Args:
@@ -96,7 +96,7 @@ class _Loose(streams.Segment):
 class _Changer(Recorder):
     """Reads an update, and replaces."""
 
-    def __init__(self, parts: header.Update, rng: random.Random) -> None:
+    def __init__(self, parts: header.Parts, rng: random.Random) -> None:
         super().__init__()
         self._rng, self._arrays = rng, np.random.default_rng(rng.getrandbits(32))
         self._rate = rng.choice((0.0, 0.01, 0.1, 1.0))

@@ -237,6 +237,7 @@ def by_the_table(head, shape, words, itemsize, lanes):
             32 * stack * (fan_in + fan_out) * size,
         ),
     }
+    assert head.kind.name in table, f"{head.kind.name}: expected its row in FORMAT.md, Costs, and in this table"
     parts, operations, working = table[head.kind.name]
     return 2**17 + operations + sum(ops for ops, _ in parts), working + max((most for _, most in parts), default=0)
 

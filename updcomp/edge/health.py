@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -51,6 +52,8 @@ def trial(check: Check, timeout: float) -> Callable[[Path], None]:
         return functools.partial(_call, check, timeout)
     if isinstance(check, str) or not check:
         raise errors.Error(f"check: expected a function, or a command as a list of its arguments, found {check!r}")
+    if shutil.which(str(check[0])) is None:
+        raise errors.Error(f"check: expected a command that can be run, found {str(check[0])!r}; nothing was installed")
     return functools.partial(_execute, tuple(map(str, check)), timeout)
 
 

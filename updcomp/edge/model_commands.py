@@ -1,6 +1,7 @@
 """The commands on a model file and an update file: apply, verify, inspect."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,9 +39,10 @@ def add_verify(commands: Commands, formats: str) -> None:
 
 
 def add_inspect(commands: Commands) -> None:
-    """Adds `inspect UPDATE`."""
-    command = _add(commands, "inspect", "print what UPDATE says of itself")
+    """Adds `inspect UPDATE [MODEL]`."""
+    command = _add(commands, "inspect", "print what UPDATE says of itself, and of the leaves of MODEL")
     _add_update(command)
+    command.add_argument("model", metavar="MODEL", nargs="?", type=Path, help="model file that UPDATE starts from")
     command.set_defaults(run=_inspect)
 
 
@@ -72,8 +74,10 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     update = files.read_update(options.update)
-    with about(options.update):
-        told = inspection.inspect(update)
+    with contextlib.ExitStack() as stack:
+        model = None if options.model is None else stack.enter_context(files.open_model(options.model)).model
+        with about(options.update):
+            told = inspection.inspect(update, model)
     say_json(told)
 
 

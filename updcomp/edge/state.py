@@ -20,7 +20,7 @@ _MOST_SEEN = 4096  # updates remembered; the state stays below a megabyte
 _MOST_LOST = 64
 _MOST_ATTEMPTS = 3
 
-INSTALLED, ROLLED_BACK, FAILED, ON_TRIAL = "installed", "rolled back", "failed its trial", "on trial"
+INSTALLED, ROLLED_BACK, FAILED, ON_TRIAL = "installed", "rolled back", "unhealthy in its trial", "on trial"
 
 
 class RepeatError(errors.Error):
@@ -78,6 +78,11 @@ class State(NamedTuple):
         """Some versions are not kept any more."""
         return self._replace(versions=tuple(version for version in self.versions if version.number not in numbers))
 
+    def came_from(self, identity: str) -> bool:
+        """Whether this update made the current version."""
+        seen = self.seen.get(identity)
+        return seen is not None and seen.outcome == INSTALLED and seen.number == self.current
+
     def check_new(self, identity: str) -> None:
         """Checks that an update may be installed.
 
@@ -87,9 +92,11 @@ class State(NamedTuple):
         seen = self.seen.get(identity)
         if seen is None or (seen.outcome == ON_TRIAL and seen.attempts < _MOST_ATTEMPTS):
             return
-        what = f"one whose {seen.attempts} trials were interrupted" if seen.outcome == ON_TRIAL else seen.outcome
+        what = (
+            f"{seen.attempts} trials of it were interrupted" if seen.outcome == ON_TRIAL else f"it was {seen.outcome}"
+        )
         raise RepeatError(
-            f"update: expected one that is new to the store, found {what} (version {seen.number}, {seen.time}); "
+            f"update: expected one that is new to the store, found that {what} (version {seen.number}, {seen.time}); "
             "install it with again=True (--again) if it is meant to be installed anew"
         )
 

@@ -136,7 +136,7 @@ class Store:
           budget: allowance of operations and memory, 1 for the default; see `container.apply_update`.
 
         Returns:
-          The number of the new version; of the current one if the update changes nothing.
+          The number of the new version; of the current one if the update made that already, or changes nothing.
 
         Raises:
           RepeatError: the update was here before.
@@ -146,6 +146,8 @@ class Store:
         identity = state.identity(update)
         trial = None if check is None else health.trial(check, timeout)
         with self._writing() as found:
+            if found.came_from(identity):
+                return found.current  # whoever sends it has not heard so
             if not again:
                 found.check_new(identity)
             base, aim = making.base(self._folder, found, update)
@@ -233,7 +235,7 @@ class Store:
         if found is None or not found.current:
             raise errors.FileError(
                 f"{self._folder}: expected a store, found no state that is whole; "
-                f"make one: python -m updcomp.edge init {self._folder} MODEL"
+                "make one in a folder that is empty: python -m updcomp.edge init FOLDER MODEL"
             )
         return found
 

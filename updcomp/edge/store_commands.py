@@ -18,6 +18,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         ("init", _init, "make STORE, its first version a copy of MODEL"),
         ("install", _install, "apply UPDATE to the version in STORE that it starts from, and make that current"),
         ("rollback", _rollback, "make the version in STORE before the current one current again"),
+        ("path", _path, "print the file of the current version, verified"),
         ("status", _status, "print what STORE holds"),
         ("verify-store", _verify, "read every byte in STORE, and make anew what is damaged"),
     ):
@@ -62,6 +63,10 @@ def _install(options: argparse.Namespace) -> None:
 
 def _rollback(options: argparse.Namespace) -> None:
     command_line.say(f"{options.store}: version {store.Store(options.store).rollback()} is current")
+
+
+def _path(options: argparse.Namespace) -> None:
+    command_line.say(str(store.Store(options.store).path()))
 
 
 def _status(options: argparse.Namespace) -> None:

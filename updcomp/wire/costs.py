@@ -98,7 +98,7 @@ def allowed(specs: Mapping[str, dtypes.Spec], budget: float) -> Cost:
     share = max(_SHARE, sum(max(spec.nbytes, _LEAST_WIDTH * spec.size) for spec in specs.values()))
     largest = max((spec.nbytes for spec in specs.values()), default=0)
     limits = (_OPERATIONS * share // _SHARE + _PER_LEAF * len(specs), 2 * largest + _WORKING_BYTES * share // _SHARE)
-    return Cost(*(int(min(limit * budget, float((1 << 63) - 1024))) for limit in limits))
+    return Cost(*(max(1, int(min(limit * budget, float((1 << 63) - 1024)))) for limit in limits))
 
 
 def largest_update(specs: Mapping[str, dtypes.Spec]) -> int:

@@ -145,7 +145,7 @@ def _open(update: bytes) -> tuple["_Cursor", tuple[versions.Version, int, bytes,
     if len(update) > len(MAGIC) and update[len(MAGIC)] not in versions.VERSIONS:
         raise errors.CorruptUpdateError(
             f"format version: expected 1 to {versions.NEWEST.number}, found {update[4]}; "
-            "install a newer updcomp or make the update anew"
+            "install a newer updcomp, or fetch the update again"
         )
     body = memoryview(update)[: -_CHECKSUM.size]
     if len(body) < _FIXED.size or _CHECKSUM.pack(binascii.crc32(body)) != update[-_CHECKSUM.size :]:

@@ -47,7 +47,10 @@ def check_step(step: float) -> None:
       LeafError: it is not.
     """
     if not (step > 0 and np.isfinite(step) and round_step(step) == step):
-        raise errors.LeafError(f"step: expected a positive number as round_step returns it, found {step}")
+        near = f", such as {round_step(step)}" if 0 < step < 1e38 else ""
+        raise errors.LeafError(
+            f"step: expected a positive number as increments.round_step returns it{near}, found {step}"
+        )
 
 
 def everywhere(old: dtypes.Array, integers: dtypes.Array, step: float) -> dtypes.Array:
