@@ -17,6 +17,9 @@ from updcomp.wire.kinds.sparse import Sparse
 
 STEP = round_step(0.01)
 
+# Of a model file before and after: a text changes, one goes, one stays; characters of every way of escaping.
+METADATA = ({"a": "1", "gone": "x", "z": "stays"}, {"a": 'é "\\/\n\x01\x7f 😀', "z": "stays"})
+
 
 def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(fan_in, fan_out) of a kernel: every axis but the last is flattened.

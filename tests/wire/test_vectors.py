@@ -7,7 +7,18 @@ import pytest
 
 from tests.wire import samples, twin, twin_basis
 from updcomp.edge import files
-from updcomp.wire import basis, container, dtypes, fingerprint, hashing, header, inspection, models, positions, views
+from updcomp.wire import (
+    basis,
+    container,
+    dtypes,
+    fingerprint,
+    hashing,
+    header,
+    inspection,
+    models,
+    positions,
+    views,
+)
 from updcomp.wire.kinds.dense import Dense
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -16,6 +27,7 @@ BASE = files.read_model(FOLDER / "base.safetensors").model
 
 
 VIEWED = json.loads((FOLDER / "views.json").read_text())
+VERSION_2 = json.loads((FOLDER / "version2.json").read_text())
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 
 
@@ -68,6 +80,20 @@ def test_the_vector_of_version_2_gives_the_expected_bits():
     view = views.of_words("stack in out")
     left, right = basis.of(VIEWED_BASE["layers/coefficients"], 2, seed=7, index=index, view=view)
     assert {"left": left.tolist(), "right": right.tolist()} == VIEWED["basis"]
+
+
+@pytest.mark.parametrize("kind", VERSION_2["updates"])
+def test_every_vector_of_version_2_gives_the_expected_bits_and_texts(kind):
+    update, expected = bytes.fromhex(VERSION_2["updates"][kind]["update"]), VERSION_2["updates"][kind]["new_leaves"]
+    assert header.parse(update).version.number == 2
+    old, new = VERSION_2["metadata"]
+    assert container.new_metadata(update, old) == twin.metadata(update, old) == new
+    found = container.apply_update(update, BASE)
+    assert expected == {
+        name: dtypes.flat_bits(leaf).tobytes().hex() for name, leaf in found.items() if leaf is not BASE[name]
+    }
+    twins = twin.apply(update, {name: plain(leaf) for name, leaf in BASE.items()})
+    assert expected == {name: twins[name].data.hex() for name in expected}
 
 
 def test_such_a_reader_takes_classes_lanes_and_longer_chunks():

@@ -5,6 +5,7 @@ Only the arithmetic of float leaves uses NumPy, one weight at a time.
 
 import hashlib
 import itertools
+import json
 import struct
 import zlib
 from typing import NamedTuple
@@ -137,6 +138,46 @@ def varint(data, at):
         at, shift = at + 1, shift + 7
         if byte < 128:
             return number, at
+
+
+def metadata(update, old):
+    """The texts of the new model file."""
+    flags, at = update[5], varint(update, 38)[1]
+    count, at = varint(update, at)
+    for _ in range(count):
+        kind, gap = divmod(update[at], 16)
+        at += 1
+        if gap == 15:
+            at = varint(update, at)[1]
+        at += 2 * (kind >= 3)
+        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8)):
+            at = varint(update, at)[1] if present else at
+    assert flags & 2
+    digest, (size, start) = update[at : at + 8], varint(update, at + 8)
+    changes = json.loads(zlib.decompress(update[start : start + size], -15)) if size else {}
+    new = {name: text for name, text in {**old, **changes}.items() if text is not None}
+    assert digest == hashlib.sha256((as_json(old) + as_json(new)).encode()).digest()[:8]
+    return new
+
+
+def as_json(texts):
+    """In the one form that the specification gives it."""
+    short = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
+
+    def quoted(text):
+        units = (text[i] for i in range(len(text)))
+        out = ""
+        for unit in units:
+            if unit in short:
+                out += short[unit]
+            elif 32 <= ord(unit) <= 127:
+                out += unit
+            else:
+                wide = unit.encode("utf-16-be", "surrogatepass")
+                out += "".join(f"\\u{wide[i : i + 2].hex()}" for i in range(0, len(wide), 2))
+        return f'"{out}"'
+
+    return "{" + ",".join(f"{quoted(name)}:{quoted(texts[name])}" for name in sorted(texts)) + "}"
 
 
 def to_float(leaf, pattern):
