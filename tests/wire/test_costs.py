@@ -225,14 +225,14 @@ def by_the_table(head, shape, words, itemsize, lanes):
         "dense": ([matrix(stack * fan_in, fan_out), (0, m * (4 * n // shape[0] if shape else 0))], 12 * n, 4 * n),
         "sparse": ([segment(size, 1), segment(size, 1)], at, 28 * size),
         "seeded": ([segment(size, 1), (16 * n + 64 * size, 40 * size + 2**23)], at, 12 * size),
-        "magnitude": ([segment(size, 1), (16 * n + 64 * size, 24 * size + 3 * w)], at, 12 * size),
+        "magnitude": ([segment(size, 1), (16 * n + 64 * size, 24 * size + 2 * w)], at, 12 * size),
         "factors": (
             [matrix(stack * fan_in, size), matrix(stack * fan_out, size), product],
             0,
             20 * stack * (fan_in + fan_out) * size,
         ),
         "coefficients": (
-            [matrix(stack * a, b), (basis_, (12 + 8 * m) * n), product],
+            [matrix(stack * a, b), (basis_, 8 * n - (1 - m) * w), product],
             stack * a * fan_in * b // 8,
             32 * stack * (fan_in + fan_out) * size,
         ),

@@ -165,12 +165,11 @@ def as_json(texts):
     short = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
     def quoted(text):
-        units = (text[i] for i in range(len(text)))
         out = ""
-        for unit in units:
+        for unit in text:
             if unit in short:
                 out += short[unit]
-            elif 32 <= ord(unit) <= 127:
+            elif 32 <= ord(unit) <= 126:
                 out += unit
             else:
                 wide = unit.encode("utf-16-be", "surrogatepass")

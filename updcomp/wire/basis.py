@@ -14,6 +14,7 @@ from updcomp.wire import costs, dtypes, errors, hashing, views
 FRACTION = 14  # fractional bits of the basis vectors
 MAX_RANK = 1024
 _MAX_COLUMNS = 1 << 16  # of all matrices of a stack: each takes some time, however short it is
+_SLICE = 1 << 20
 _WEIGHT_BITS = 15
 _LONGEST = (1 << 24) - 1  # rows or columns, for which all sums stay below 2^53
 _POWER_ITERATIONS = 2
@@ -52,7 +53,7 @@ def of(
     if max(fan_in, fan_out) > _LONGEST:
         raise errors.LeafError(f"basis: expected at most {_LONGEST} rows and columns, found shape {leaf.shape}")
     signs = _Signs(hashing.stream_key(seed, index, hashing.BASIS))
-    found = [_of_matrix(weights, rank, signs) for weights in views.split(_to_integers(leaf), view)]
+    found = [_of_matrix(weights, rank, signs) for weights in _to_integers(views.split(leaf, view))]
     left, right = (np.stack(columns).transpose(0, 2, 1) for columns in zip(*found, strict=True))
     return left, right
 
@@ -85,7 +86,8 @@ def cost(spec: dtypes.Spec, rank: int, view: views.View, *, is_copied: bool) -> 
 
     operations = (stack (6 r fan_in fan_out + 6 r^2 (fan_in + fan_out))) / 8 + 6 stack r 2^15
                  + 96 stack r (fan_in + fan_out) + 16 size;
-    working bytes = 12 size, for the weights as integers in float64; 8 size more where they are copied.
+    working bytes = 8 size, for the weights as integers in float64, and the leaf's where they are copied, without
+    those of the new leaf, which is not there yet.
 
     Args:
       spec: of the leaf.
@@ -100,7 +102,7 @@ def cost(spec: dtypes.Spec, rank: int, view: views.View, *, is_copied: bool) -> 
     products = 2 * (1 + _POWER_ITERATIONS) * rank * fan_in * fan_out + 6 * rank**2 * (fan_in + fan_out)
     vectors = _PER_VECTOR * 6 * rank + _PER_ENTRY * rank * (fan_in + fan_out)
     operations = costs.products(stack * products) + stack * vectors + 16 * spec.size
-    return costs.Cost(operations, (12 + 8 * is_copied) * spec.size)
+    return costs.Cost(operations, 8 * spec.size - (not is_copied) * spec.nbytes)
 
 
 def _of_matrix(weights: dtypes.Array, rank: int, signs: "_Signs") -> tuple[dtypes.Array, dtypes.Array]:
@@ -131,7 +133,10 @@ class _Signs:
 
 def _to_integers(leaf: dtypes.Array) -> dtypes.Array:
     """rint(w / max |w| 2^15) of the whole leaf in float64; zeros stay zeros."""
-    weights = dtypes.to_floats(leaf).astype(np.float64)
+    weights, flat = np.empty(leaf.shape), np.ascontiguousarray(leaf).reshape(-1)
+    for start in range(0, leaf.size, _SLICE):  # so that a narrow dtype takes no wider copy beside
+        part = slice(start, start + _SLICE)
+        weights.reshape(-1)[part] = dtypes.to_floats(flat[part])
     largest = max(float(weights.max()), -float(weights.min()))  # NaN stays NaN
     if not math.isfinite(largest):
         raise errors.NonFiniteError("basis: expected finite deployed weights, found NaN or infinity; send it exactly")

@@ -127,5 +127,5 @@ def largest(leaf: dtypes.Array, count: int) -> dtypes.Array:
 
 
 def largest_cost(spec: dtypes.Spec, count: int) -> costs.Cost:
-    """The cost of `largest`: 16 operations a weight and 64 a position; 3 copies of the leaf and 24 bytes a position."""
-    return costs.Cost(16 * spec.size + 64 * count, 3 * spec.nbytes + 24 * count)
+    """The cost of `largest`: 16 operations a weight and 64 a position; 2 copies of the leaf and 24 bytes a position."""
+    return costs.Cost(16 * spec.size + 64 * count, 2 * spec.nbytes + 24 * count)
