@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 
-from updcomp.edge import files, store
-from updcomp.wire import container, packet
+from updcomp.edge import files, state, store
+from updcomp.wire import container, header, metadata, packet
 from updcomp.wire.kinds.raw import Raw
 
 
@@ -57,3 +57,10 @@ def expected_listing(numbers):
         number: ("json", "safetensors") if number == 1 else ("json", "safetensors", "upd") for number in numbers
     }
     return sorted(["lock", "state", *(f"versions/{n:08d}.{one}" for n, ones in suffixes.items() for one in ones)])
+
+
+def identity(update: bytes) -> str:
+    """By which a store knows an update of these models, which have no metadata."""
+    base, result = (one.hex() for one in header.fingerprints(update))
+    none = metadata.fingerprint({}).hex()
+    return state.identity((base, none), (result, none))

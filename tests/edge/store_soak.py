@@ -213,7 +213,7 @@ def write(folder, chance, say):
                 check = (
                     None if operation == "install" else healthy(chance) if operation == "trial" else unhealthy(chance)
                 )
-                result = [str(opened.install(update, check=check)), state.identity(update)]
+                result = [str(opened.install(update, check=check)), store_kit.identity(update)]
         except (errors.WrongBaseError, health.TrialError) as error:
             say("refused", operation, type(error).__name__)  # the other writer was faster, or the check found so
         except errors.FileError as error:

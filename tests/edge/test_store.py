@@ -65,9 +65,10 @@ def test_an_update_is_installed_once(folder):
         opened.install(update)
     before = content(folder)
     # The first one starts from the first version, which is kept; another not even from one that is kept.
-    for number, update in ((2, updates[0]), (3, updates[1])):
-        with pytest.raises(state.RepeatError, match=rf"it was installed \(version {number}, 20..-.*again=True"):
-            opened.install(update)
+    with pytest.raises(state.RepeatError, match=r"it was installed \(version 2, 20..-.*again=True"):
+        opened.install(updates[0])
+    with pytest.raises(errors.WrongBaseError):
+        opened.install(updates[1])
     assert content(folder) == before
     assert opened.install(updates[0], again=True) == 6
     assert kit.seed_of(opened.current()) == 1
@@ -91,8 +92,35 @@ def test_an_update_that_changes_nothing_makes_no_version(folder):
     idle = container.encode(packet.Packet({}), kit.model(0))
     assert opened.install(idle) == opened.install(idle) == opened.version() == 1
     opened.install(kit.update(0, 1))
-    assert opened.install(idle) == 3  # back to the first model
+    with pytest.raises(state.RepeatError, match="it was installed"):
+        opened.install(idle)  # it would bring the first model back
+    assert opened.install(idle, again=True) == 3
     assert kit.seed_of(opened.current()) == 0
+
+
+def test_an_update_is_the_same_whatever_it_says_of_metadata_that_stay(folder):
+    opened = kit.make(folder, metadata={"labels": "cat"})
+    sent = packet.Packet({name: Raw(leaf) for name, leaf in kit.model(1).items()})
+    same = ({"labels": "cat"}, {"labels": "cat"})
+    assert opened.install(container.encode(sent, kit.model(0))) == 2
+    opened.rollback()
+    with pytest.raises(state.RepeatError, match="rolled back"):
+        opened.install(container.encode(sent, kit.model(0), metadata=same))
+
+
+def test_who_may_not_read_the_source_may_not_read_the_store(tmp_path):
+    for mode, expected in ((0o600, 0o700), (0o640, 0o750), (0o644, 0o755)):
+        source = tmp_path / f"{mode:o}.safetensors"
+        files.write_model(source, kit.model(0))
+        source.chmod(mode)
+        store.Store(tmp_path / f"{mode:o}").initialise(source)
+        assert (tmp_path / f"{mode:o}" / "versions").stat().st_mode & 0o777 == expected
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_folder_that_has_no_name_is_an_error(name):
+    with pytest.raises(errors.FileError, match="expected the name of a folder"):
+        store.Store(name).version()
 
 
 def test_metadata_change_with_an_update_and_belong_to_what_it_starts_from(folder):

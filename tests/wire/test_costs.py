@@ -9,6 +9,7 @@ import pytest
 
 from tests.wire import samples
 from updcomp.wire import (
+    apply,
     basis,
     container,
     costs,
@@ -17,6 +18,7 @@ from updcomp.wire import (
     errors,
     fingerprint,
     header,
+    increments,
     kind,
     packet,
     rans,
@@ -293,3 +295,41 @@ def test_a_lossy_update_of_a_whole_model_is_within_the_default_budget(dtype):
         heads = [kind.Head(versions.NEWEST.kinds[3], i, 1.0) for i in range(leaves)]
         size = sum(leaf.size for leaf in specs.values())
         charge(heads, specs, size // 8, rans.choose_lanes(size / 8, size, 1 << 20))
+
+
+def test_rows_of_a_moved_view_are_taken_many_at_a_time(monkeypatch):
+    """A tall leaf seen the other way round takes a step for 2^16 weights, not for each of its rows."""
+    calls, real = [], increments._incremented
+    monkeypatch.setattr(increments, "_incremented", lambda *given: calls.append(1) or real(*given))
+    base = {"w": np.zeros((200_000, 2), np.float32)}
+    values = samples.integers((200_000, 2), 7)
+    for words in ("in out", "out in"):
+        calls.clear()
+        new = apply.apply(packet.Packet({"w": Dense(values, 0.5, kind.views.of_words(words))}), base)["w"]
+        np.testing.assert_array_equal(new, values * np.float32(0.5))
+        assert len(calls) == 7
+
+
+def test_an_empty_leaf_of_endless_axes_costs_nothing():
+    for shape in ((0, 1 << 60), (1 << 60, 0)):
+        for found in versions.NEWEST.kinds.values():
+            head = kind.Head(found, 0, 1.0, 0 if found.sized else None)
+            assert found.cost(head, spec(*shape), 1).operations < 1 << 24
+
+
+def test_more_blocks_than_leaves_are_refused_before_they_are_read():
+    base = {"w": np.zeros(1, np.float32)}
+    parts = header.parse(container.encode(packet.Packet({}), base))
+    heads = [kind.Head(versions.NEWEST.kinds[0], i) for i in range(70_000)]
+    many = header.pack(parts._replace(heads=heads))
+    with pytest.raises(errors.CorruptUpdateError, match="expected at most 1 blocks, found 70000"):
+        container.apply_update(many, base)
+    with pytest.raises(errors.CorruptUpdateError, match="expected at most 65536 blocks"):
+        container.new_metadata(many, {})
+
+
+def test_half_precision_overflows_to_infinity_as_numpy_does():
+    values = np.float32([65503.9, 65519.99, 65520, -65520, 1e30, -np.inf, np.nan, 1.5])
+    found = dtypes.round_floats(values, np.dtype("<f2"))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(found, values.astype(np.float16))

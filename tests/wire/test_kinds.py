@@ -4,6 +4,7 @@ import math
 import platform
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -216,3 +217,29 @@ def test_everything_is_allowed_with_an_infinite_budget():
         base = samples.model()
         new = container.apply_update(container.encode(sent, base, budget=math.inf), base, budget=math.inf)
         assert fingerprint.of(new) == fingerprint.of(apply.apply(sent, base))
+
+
+def test_what_is_read_twice_is_hashed_twice():
+    """A leaf that an update keeps may change between the two readings."""
+    base = {"kept": np.zeros(4, np.float32), "w": np.zeros(3, np.float32)}
+    update = container.encode(packet.Packet({"w": Dense(np.int32([1, 0, 2]), 0.5)}), base)
+
+    class Failing(dict):
+        reads = 0
+
+        def __getitem__(self, name):
+            self.reads += name == "kept"
+            return super().__getitem__(name) + (name == "kept" and self.reads > 1)
+
+    with pytest.raises(errors.CorruptUpdateError, match="result: expected the model"):
+        list(container.apply_leaves(update, Failing(base)))
+
+
+def test_a_process_without_threads_to_spare_hashes_without(monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    leaf = np.arange(1 << 19, dtype=np.float32)
+    expected = fingerprint.of({"w": leaf})
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert fingerprint.of({"w": leaf}) == expected

@@ -94,3 +94,12 @@ def test_trailing_bytes_behind_the_texts_are_refused():
 def test_texts_beyond_a_mebibyte_do_not_travel():
     with pytest.raises(errors.Error, match="metadata: expected changes of at most 1048576 bytes"):
         encode({}, {"notes": "x" * (1 << 20)})
+
+
+def test_a_change_that_changes_nothing_is_refused():
+    parts = header.parse(encode({"a": "1", "b": "2"}, {"a": "2", "b": "2"}))
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = compressor.compress(b'{"a":"2","b":"2"}') + compressor.flush()
+    idle = header.pack(parts._replace(change=parts.change._replace(changes=body)))
+    with pytest.raises(errors.WrongBaseError, match="metadata"):
+        container.new_metadata(idle, {"a": "1", "b": "2"})

@@ -118,3 +118,15 @@ def test_symbols_that_cost_nothing_get_lanes_enough_to_be_fast():
 def test_more_lanes_than_bytes_are_refused(lanes):
     with pytest.raises(errors.CorruptUpdateError, match="lanes"):
         rans.Decoder(b"1234", lanes)
+
+
+def test_a_state_below_the_least_is_refused():
+    """Its low word could as well be the first of the words: two encodings of the same symbols."""
+    rng = np.random.default_rng(2)
+    table = frequencies(rng, 1, 5)
+    symbols = rng.integers(0, 5, 300)
+    lanes, data = stream([(symbols, table, np.zeros(300, int))], 1)
+    state = int.from_bytes(data[:4], "little")
+    other = (state >> 16).to_bytes(4, "little") + (state & 0xFFFF).to_bytes(2, "little") + data[4:]
+    with pytest.raises(errors.CorruptUpdateError, match="states of at least 65536"):
+        rans.Decoder(other, lanes)

@@ -51,6 +51,9 @@ def claim(folder: Path, source: Path) -> state.State:
             "make the store in another folder"
         )
     make_folder(kept)
+    # Who may not read the source may not read its copies.
+    readers = source.stat().st_mode & 0o044
+    kept.chmod(0o700 | readers | readers >> 2)
     return ledger.write(folder, state.State()) if found is None else ledger.settle(folder, found)
 
 
@@ -175,7 +178,12 @@ def new(
     Raises:
       Error: the update does not fit or cannot be stored.
     """
-    number = next(one for one in itertools.count(least) if not os.path.lexists(versions.path(folder, one)))
+    suffixes = (versions.MODEL, versions.UPDATE, versions.RECORD)
+    number = next(
+        one
+        for one in itertools.count(least)
+        if not any(os.path.lexists(versions.path(folder, one, suffix)) for suffix in suffixes)
+    )
     path = versions.path(folder, number)
     applying.apply_file(versions.path(folder, start.number), update, path, budget=budget, follow=False)
     files.replace_file(versions.path(folder, number, versions.UPDATE), lambda file: file.write(update), follow=False)

@@ -41,6 +41,8 @@ def named(path: AnyPath) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from None
     except OSError as error:
         raise errors.FileError(f"{name}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL, or what no file system can encode
+        raise errors.FileError(f"{name!r}: expected the name of a file, found {error}") from None
     except MemoryError:
         raise errors.FileError(f"{name}: the file does not fit into memory") from None
 
@@ -118,6 +120,8 @@ def _source(path: AnyPath) -> Iterator[BinaryIO]:
     elif sys.stdin is None:
         raise errors.FileError("it is closed")
     else:
+        with contextlib.suppress(OSError, ValueError):  # it need not be a file of the system's
+            os.set_blocking(sys.stdin.fileno(), True)
         yield sys.stdin.buffer
 
 

@@ -97,8 +97,12 @@ def check_output(path: AnyPath, *inputs: AnyPath) -> None:
 def _unwritable_named(path: AnyPath) -> Iterator[None]:
     try:
         yield
+    except errors.Error:
+        raise
     except OSError as error:
         raise errors.FileError(f"{os.fspath(path)}: cannot write: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL, or what no file system can encode
+        raise errors.FileError(f"{os.fspath(path)!r}: expected the name of a file, found {error}") from None
 
 
 def _target(path: AnyPath) -> Path:

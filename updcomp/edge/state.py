@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from updcomp.wire import errors, header
+from updcomp.wire import errors
 
 MOST_BYTES = 1 << 24  # of a state
 _MOST_SEEN = 4096  # updates remembered; the state stays below a megabyte
@@ -115,6 +115,10 @@ class State(NamedTuple):
             return state
         return state.noted(identity, Seen(version.number, version.time, INSTALLED, 0))
 
+    def kept_by(self, identity: str) -> "State":
+        """An update changes nothing of the current version; it has been here none the less."""
+        return self.noted(identity, Seen(self.current, now(), INSTALLED, 0))
+
     def failed(self, identity: str) -> "State":
         """The version on trial is not healthy."""
         return self.noted(identity, self.seen[identity]._replace(outcome=FAILED, time=now()))
@@ -139,15 +143,17 @@ class State(NamedTuple):
         return self._replace(seen=dict(list(kept.items())[-_MOST_SEEN:]))
 
 
-def identity(update: bytes) -> str:
-    """What makes two updates the same: the models, and the metadata, that they start from and give; in hex.
+def identity(base: tuple[str, str], aim: tuple[str, str]) -> str:
+    """What makes two updates the same: the model and the metadata that they start from, and those that they give.
 
-    Raises:
-      CorruptUpdateError: it is damaged.
+    Args:
+      base: fingerprint and digest of the metadata of what an update starts from, in hex.
+      aim: those of what it gives.
+
+    Returns:
+      A digest of them, in hex.
     """
-    parts = header.parse(update)
-    digest = b"" if parts.change is None else parts.change.digest
-    return hashlib.sha256(parts.base + parts.result + digest).hexdigest()[:32]
+    return hashlib.sha256(" ".join(base + aim).encode()).hexdigest()[:32]
 
 
 def now() -> str:

@@ -143,16 +143,16 @@ class Store:
           TrialError: the new version is not healthy.
           Error: the update does not fit or cannot be stored. Whatever is raised, the current version stays.
         """
-        identity = state.identity(update)
         trial = None if check is None else health.trial(check, timeout)
         with self._writing() as found:
+            base, aim = making.base(self._folder, found, update)
+            identity = state.identity((base.fingerprint, base.metadata), aim)
             if found.came_from(identity):
                 return found.current  # whoever sends it has not heard so
             if not again:
                 found.check_new(identity)
-            base, aim = making.base(self._folder, found, update)
             if base.number == found.current and aim == (base.fingerprint, base.metadata):
-                return base.number
+                return ledger.write(self._folder, found.kept_by(identity)).current
             found = making.room(self._folder, found, base.size + len(update), base.number)
             new = making.new(self._folder, base, update, aim, found.last + 1, budget=budget)
             if trial is not None:
@@ -284,5 +284,9 @@ def _system_errors(folder: Path) -> Iterator[None]:
     """What the system says of a folder, as an error of this package."""
     try:
         yield
+    except errors.Error:
+        raise
     except OSError as error:
         raise errors.FileError(f"{error.filename or folder}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL, or what no file system can encode
+        raise errors.FileError(f"{str(folder)!r}: expected the name of a folder, found {error}") from None

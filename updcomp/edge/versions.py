@@ -122,26 +122,39 @@ def mend(folder: Path, kept: state.State, version: state.Version) -> bool:
     Raises:
       FileError: as `is_whole`.
     """
+    return _mend(folder, kept, version, set())
+
+
+def _mend(folder: Path, kept: state.State, version: state.Version, beyond: set[int]) -> bool:
+    """As `mend`; beyond healing are versions that were tried, of which several may come from one."""
     if is_whole(folder, version):
         return True
     update = update_of(folder, version)
-    if version.update is None or update is None:
+    if version.number in beyond or version.update is None or update is None:
         return False
+    beyond.add(version.number)
     for base in kept.versions:
-        if base.number < version.number and base.fingerprint == version.update.base and mend(folder, kept, base):
-            damaged = path(folder, version.number)
-            with contextlib.suppress(OSError):
-                damaged.unlink()  # the new one may need its space
-            try:
-                # It was applied before, at a budget that was enough.
-                applying.apply_file(path(folder, base.number), update, damaged, budget=math.inf, follow=False)
-            except errors.Error as error:
-                _raise_passing(error)
-                _log.warning("%s: is damaged, and cannot be made anew: %s", damaged, error)
-            if is_whole(folder, version):
-                _log.warning("%s: was damaged; made anew from version %d", damaged, base.number)
-                return True
+        earlier = base.number < version.number and base.fingerprint == version.update.base
+        if earlier and _mend(folder, kept, base, beyond) and _remade(folder, base, version, update):
+            return True
     return False
+
+
+def _remade(folder: Path, base: state.Version, version: state.Version, update: bytes) -> bool:
+    """Whether a version is whole after its update was applied to another one."""
+    damaged = path(folder, version.number)
+    with contextlib.suppress(OSError):
+        damaged.unlink()  # the new one may need its space
+    try:
+        # It was applied before, at a budget that was enough.
+        applying.apply_file(path(folder, base.number), update, damaged, budget=math.inf, follow=False)
+    except errors.Error as error:
+        _raise_passing(error)
+        _log.warning("%s: is damaged, and cannot be made anew: %s", damaged, error)
+    if not is_whole(folder, version):
+        return False
+    _log.warning("%s: was damaged; made anew from version %d", damaged, base.number)
+    return True
 
 
 def update_of(folder: Path, version: state.Version) -> bytes | None:

@@ -174,7 +174,7 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
     header.fingerprints(update)  # refuses damage before the base is read
     digests = fingerprint.of_leaves(base)
     check_base(update, [fingerprint.of_digests(digests)])
-    yield from _new_leaves(update, base, digests, budget)
+    yield from _new_leaves(update, base, digests, budget, read_twice=True)
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -227,9 +227,9 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
 
 
 def _new_leaves(
-    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float
+    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float, *, read_twice: bool = False
 ) -> Iterator[tuple[str, dtypes.Array]]:
-    """As `apply_leaves`, the base being the right one and these its digests; kept leaves are not hashed again."""
+    """As `apply_leaves`, the base being the right one and these its digests; what is read again is hashed again."""
     parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
     blocks = decoding.Blocks(parts, len(update), specs, budget)
     for index, name in enumerate(specs):
@@ -240,6 +240,7 @@ def _new_leaves(
             with errors.of_leaf(name):
                 leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
             del old, block
+        if read_twice or name in blocks.names:
             changed.add(name, leaf)
         yield name, leaf
     blocks.finish()

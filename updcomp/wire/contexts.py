@@ -47,7 +47,9 @@ def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
 
 
 def matrix_cost(rows: int, columns: int, lanes: int) -> costs.Cost:
-    """The cost of `read_matrix`: its elements, and the classes of rows and columns."""
+    """The cost of `read_matrix`: its elements, and the classes of rows and columns; nothing if it is empty."""
+    if not rows * columns:
+        return costs.Cost(0, 0)
     parts = [costs.tokens(rows * columns, lanes)] + [costs.tokens(part, lanes, contexts=1) for part in (rows, columns)]
     held = 16 * (rows + columns)
     return costs.Cost(sum(part.operations for part in parts), held + max(part.working_bytes for part in parts))

@@ -18,6 +18,7 @@ Model: TypeAlias = Mapping[str, Array]  # leaf name -> array; a lazy one reads a
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
 _SLICE = 1 << 20
+_FLOAT16_OVERFLOW = np.float32(65520)  # half-way to the next after the largest
 
 _PLAIN = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -78,7 +79,12 @@ def name(dtype: np.dtype[Any]) -> str:
         return dtype.name
     if dtype.names is not None and len(dtype.names) == 1:
         field = dtype[0]
-        reserved = dtype.names[0] in _PLAIN or (dtype.names[0] == "bfloat16" and field.itemsize != 2)
+        reserved = (
+            not dtype.names[0].isidentifier()
+            or not dtype.names[0].isascii()
+            or dtype.names[0] in _PLAIN
+            or (dtype.names[0] == "bfloat16" and field.itemsize != 2)
+        )
         if field.kind == "u" and dtype.itemsize == field.itemsize and not reserved:
             return dtype.names[0]
     raise errors.DtypeError(
@@ -214,6 +220,10 @@ def round_floats(values: Array, dtype: np.dtype[Any]) -> Array:
         # Adding just under half an ulp, and the last kept bit, rounds to nearest with ties to even.
         kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return kept.astype("<u2").view(dtype)
+    if dtype == np.float16:
+        too_large = np.abs(values) >= _FLOAT16_OVERFLOW
+        if too_large.any():  # NumPy takes five times as long to find that out
+            values = np.where(too_large, np.copysign(np.float32(np.inf), values), values)
     with np.errstate(over="ignore"):
         return values.astype(dtype, copy=False)
 

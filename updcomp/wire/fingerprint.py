@@ -1,5 +1,6 @@
 """Which model this is: 16 bytes that change with any name, dtype, shape or bit of it."""
 
+import contextlib
 import hashlib
 import struct
 import threading
@@ -42,12 +43,15 @@ class Digests:
         leaf = dtypes.hold(leaf)
         digest, bits = _begun(name, leaf), dtypes.flat_bits(leaf).data
         self._wait()
-        if leaf.nbytes < _LARGE:
-            digest.update(bits)
-        else:
-            self._thread = threading.Thread(target=digest.update, args=(bits,))
-            self._thread.start()
         self._hashes[name] = digest
+        if leaf.nbytes >= _LARGE:
+            thread = threading.Thread(target=digest.update, args=(bits,))
+            # A process that may have no more threads does without.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+                return
+        digest.update(bits)
 
     def finish(self) -> dict[str, bytes]:
         """`leaf_digest` of every leaf by name."""

@@ -14,7 +14,7 @@ MAGIC = b"updc"
 _FIXED = struct.Struct("<4sBB16s16s")  # magic, version, flags, fingerprints of the base and of the result
 _CHECKSUM = struct.Struct("<I")
 _LONGEST_VARINT = 5
-_MOST_BLOCKS = 1 << 20  # of an update whose model is not known
+_MOST_BLOCKS = 1 << 16  # of an update whose model is not known
 _LONGEST_SIZE = 9  # bytes of a varint below 2^63
 _LONGEST_VIEW = 15  # bytes of a varint below 3^64, NumPy's most axes
 

@@ -66,9 +66,10 @@ def everywhere(old: dtypes.Array, integers: dtypes.Array, step: float) -> dtypes
     """
     new = np.empty_like(old)
     whole = old.ndim == 0 or integers.flags.c_contiguous
-    for row, out, values in [(old, new, integers)] if whole else zip(old, new, integers, strict=True):
-        flat, target, increments = row.reshape(-1), out.reshape(-1), values.reshape(-1)
-        for part in _slices(row.size):
+    rows = 0 if whole else max(1, _SLICE * len(old) // max(old.size, 1))
+    for some in [...] if whole else _slices(len(old), rows):
+        flat, target, increments = old[some].reshape(-1), new[some].reshape(-1), integers[some].reshape(-1)
+        for part in _slices(len(flat)):
             target[part] = _incremented(flat[part], increments[part], step)
     return new
 

@@ -60,7 +60,8 @@ def _block(head: Head) -> dict[str, Any]:
 def _of_model(parts: header.Parts, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
     """The blocks with what the model says of them, and what applying them takes."""
     specs = dtypes.specs(model)
-    told: dict[str, Any] = {"blocks": [_block_of(head, specs) for head in parts.heads]}
+    names = list(specs)
+    told: dict[str, Any] = {"blocks": [_block_of(head, names[head.leaf], specs) for head in parts.heads]}
     found = decoding.known_costs(parts, specs)
     if len(found) == len(parts.heads):
         working = len(parts.extra) + max((cost.working_bytes for cost in found), default=0)
@@ -74,8 +75,7 @@ def _of_model(parts: header.Parts, update_bytes: int, model: dtypes.Model) -> di
     return told
 
 
-def _block_of(head: Head, specs: dict[str, dtypes.Spec]) -> dict[str, Any]:
-    name = list(specs)[head.leaf]
+def _block_of(head: Head, name: str, specs: dict[str, dtypes.Spec]) -> dict[str, Any]:
     shape, dtype = specs[name]
     said = _block(head) | {"leaf": name, "shape": list(shape), "dtype": dtypes.name(dtype)}
     if said.pop("view", None) is not None:

@@ -60,8 +60,10 @@ def changed(said: Change, old: Mapping[str, str]) -> dict[str, str]:
       WrongBaseError: the update starts from other metadata.
       CorruptUpdateError: the changes are damaged.
     """
-    new = {name: text for name, text in {**old, **unpack(said)}.items() if text is not None}
-    if _digest(old, new) != said.digest:
+    changes = unpack(said)
+    new = {name: text for name, text in {**old, **changes}.items() if text is not None}
+    idle = any(old.get(name) == text for name, text in changes.items())
+    if idle or _digest(old, new) != said.digest:
         raise errors.WrongBaseError(
             "metadata: expected the texts that the update was made from, found others; "
             "apply the update to the file that it was made from"

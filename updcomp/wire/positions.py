@@ -122,8 +122,12 @@ def largest(leaf: dtypes.Array, count: int) -> dtypes.Array:
     magnitudes = bits & bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
     threshold = np.partition(magnitudes, -count)[-count]
     above = np.flatnonzero(magnitudes > threshold)
-    ties = np.flatnonzero(magnitudes == threshold)[: count - len(above)]
-    return np.sort(np.concatenate([above, ties]))
+    found, missing = [above], count - len(above)
+    for start in range(0, len(magnitudes), _SLICE):
+        ties = np.flatnonzero(magnitudes[start : start + _SLICE] == threshold)[:missing]
+        found.append(ties + start)
+        missing -= len(ties)
+    return np.sort(np.concatenate(found))
 
 
 def largest_cost(spec: dtypes.Spec, count: int) -> costs.Cost:

@@ -208,6 +208,8 @@ class Decoder:
                 f"coded section: expected the states of {lanes} lanes and 16-bit words, found {len(data)} bytes"
             )
         self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
+        if (self._states < _LOWEST).any():
+            raise errors.CorruptUpdateError(f"coded section: expected states of at least {_LOWEST}, found smaller ones")
         self._words = np.frombuffer(data, "<u2", offset=4 * lanes)
         self._next = 0
         self._symbols = 0
