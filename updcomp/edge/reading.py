@@ -120,7 +120,7 @@ def _source(path: AnyPath) -> Iterator[BinaryIO]:
     elif sys.stdin is None:
         raise errors.FileError("it is closed")
     else:
-        with contextlib.suppress(OSError, ValueError):  # it need not be a file of the system's
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it need not be a file of the system's
             os.set_blocking(sys.stdin.fileno(), True)
         yield sys.stdin.buffer
 

@@ -79,14 +79,10 @@ def name(dtype: np.dtype[Any]) -> str:
         return dtype.name
     if dtype.names is not None and len(dtype.names) == 1:
         field = dtype[0]
-        reserved = (
-            not dtype.names[0].isidentifier()
-            or not dtype.names[0].isascii()
-            or dtype.names[0] in _PLAIN
-            or (dtype.names[0] == "bfloat16" and field.itemsize != 2)
-        )
-        if field.kind == "u" and dtype.itemsize == field.itemsize and not reserved:
-            return dtype.names[0]
+        found = dtype.names[0]
+        reserved = found in _PLAIN or (found == "bfloat16" and field.itemsize != 2)
+        if field.kind == "u" and dtype.itemsize == field.itemsize and found.isidentifier() and not reserved:
+            return found
     raise errors.DtypeError(
         f"dtype {dtype}: expected a number, or a bit pattern such as np.dtype([('bfloat16', '<u2')]); "
         "convert the leaf or leave it out"
