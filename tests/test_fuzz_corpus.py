@@ -27,14 +27,14 @@ def test_every_input_of_the_corpus_gives_a_model_or_an_error(name):
 def test_a_short_run_finds_nothing(name):
     report = loop.fuzz(targets.TARGETS[name], [], count=INPUTS, seed=0)
     assert not report.findings, "\n".join(finding.text for _, finding in report.findings.values())
-    assert report.inputs >= INPUTS
+    assert report.inputs > INPUTS
     assert report.outcomes["accepted"]
     assert len(report.outcomes) > 1
 
 
 def test_the_corpus_is_small():
     folders = {folder.name: corpus.read(folder) for folder in corpus.FOLDER.iterdir()}
-    assert folders.keys() == targets.TARGETS.keys()
+    assert folders.keys() <= targets.TARGETS.keys()
     for name, inputs in folders.items():
         assert len(inputs) <= corpus.MOST_FILES, name
         assert max(map(len, inputs)) <= mutation.MOST, name

@@ -45,8 +45,8 @@ def heads(attack: Attack, specs: dict[str, dtypes.Spec]) -> list[Head]:
     """
     kind = next(kind for kind in versions.NEWEST.kinds.values() if kind.name == attack.kind)
     allowed, found, spent = costs.allowed(specs, 1.0), [], 0
-    # A tenth is left for the update itself, which is held in memory.
-    working = allowed.working_bytes * 9 // 10
+    # A little is left for what is held of the update itself.
+    working = allowed.working_bytes * 15 // 16
     order = list(enumerate(specs.values()))
     for index, spec in reversed(order) if attack.last else order:
         room = costs.Cost(min(int(allowed.operations * attack.share), allowed.operations - spent), working)

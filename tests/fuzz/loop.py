@@ -31,8 +31,8 @@ def fuzz(
     Args:
       tested: the target.
       inputs: to begin with, beside the target's seeds.
-      count: number of inputs.
-      seconds: or the time.
+      count: number of changed inputs.
+      seconds: or the time for them.
       seed: where chance begins.
 
     Returns:
@@ -42,7 +42,8 @@ def fuzz(
     tested.prepare()
     for data in [*map(tested.repair, tested.seeds()), *inputs]:
         session.run(data)
-    goes_on = _until(seconds) if seconds is not None else lambda: session.inputs < (count or 0)
+    first = session.inputs
+    goes_on = _until(seconds) if seconds is not None else lambda: session.inputs < first + (count or 0)
     while goes_on():
         # A new input is changed more often than an old one.
         at = len(session.pool) - 1 - int(len(session.pool) * rng.random() ** 2)

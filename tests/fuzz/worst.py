@@ -61,10 +61,10 @@ MODELS = {
     "17 MB, one matrix": _one(1024, 4096),
     "17 MB, leaves of 32 x 32": _many(4_096, 32, 32),
     "17 MB, one tall matrix": _one(1 << 20, 4),
-    "17 MB, mixed": _mixed(8),
+    "17 MB, mixed": _mixed(13),
     "100 MB, one matrix": _one(5_000, 5_000),
     "100 MB, leaves of 8 x 128": _many(24_000, 8, 128),
-    "100 MB, mixed": _mixed(48),
+    "100 MB, mixed": _mixed(74),
 }
 
 
