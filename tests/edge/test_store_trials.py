@@ -62,7 +62,7 @@ def test_an_unhealthy_version_is_removed_and_its_update_refused_from_then_on(ope
 
 
 def test_a_command_that_takes_too_long_is_killed_with_all_that_it_started(opened, folder, tmp_path):
-    script = f"sleep 60 & echo $! $$ > {tmp_path}/pids; wait"
+    script = f"sleep 20 & echo $! $$ > {tmp_path}/pids; wait"
     with pytest.raises(health.TrialError, match=r"within 0.3 s; version 1 stays"):
         opened.install(kit.update(0, 1), check=["sh", "-c", script], timeout=0.3)
     assert kit.listing(folder) == kit.expected_listing([1])
@@ -71,7 +71,7 @@ def test_a_command_that_takes_too_long_is_killed_with_all_that_it_started(opened
 
 
 def test_what_a_command_leaves_running_is_killed_too(opened, tmp_path):
-    opened.install(kit.update(0, 1), check=["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid"])
+    opened.install(kit.update(0, 1), check=["sh", "-c", f"sleep 20 & echo $! > {tmp_path}/pid"])
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -163,7 +163,7 @@ def test_a_trial_that_is_killed_leaves_the_old_version_and_may_be_repeated_twice
 def test_an_interrupted_trial_counts_and_a_later_one_may_succeed(opened, folder):
     update = kit.update(0, 1)
     with pytest.raises(KeyboardInterrupt):
-        opened.install(update, check=["sh", "-c", "kill -INT $PPID; sleep 60"])
+        opened.install(update, check=["sh", "-c", "kill -INT $PPID; sleep 20"])
     assert kit.listing(folder) == kit.expected_listing([1])
     assert [(seen["outcome"], seen["attempts"]) for seen in opened.status()["updates"]] == [("on trial", 1)]
     assert opened.install(update, check=["true"]) == 3
@@ -174,7 +174,7 @@ def test_an_interrupted_trial_counts_and_a_later_one_may_succeed(opened, folder)
 def test_a_signal_during_a_trial_ends_it_in_one_line_and_leaves_nothing(opened, folder, tmp_path, name, status):
     (tmp_path / "update.upd").write_bytes(kit.update(0, 1))
     command = [sys.executable, "-m", "updcomp.edge", "install", str(folder), str(tmp_path / "update.upd")]
-    check = f"sh -c 'echo $$ > {tmp_path}/pid; kill -{name} $PPID; sleep 60'"
+    check = f"sh -c 'echo $$ > {tmp_path}/pid; kill -{name} $PPID; sleep 20'"
     ended = subprocess.run([*command, "--check", check], capture_output=True, text=True)
     assert ended.returncode == status
     assert ended.stderr.count("\n") == 1
