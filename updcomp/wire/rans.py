@@ -22,6 +22,7 @@ MAX_LANES = 1 << 12
 _LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
 _FEW_LANES = 256
+_FEW_WORDS = 1 << 17
 _SLOTS_PER_SYMBOL = 32  # of a table that are laid out in the time of one bisection
 _SLOTS_PER_STEP = 1024  # and in the time that a step's bisection takes beside
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
@@ -71,12 +72,6 @@ class Table(NamedTuple):
         offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(dtype), counts)
         names = np.tile(np.arange(symbols, dtype=np.uint8), contexts)
         return cls(np.repeat(counts.astype(dtype), counts), offsets, np.repeat(names, counts))
-
-    def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
-        """Fills in the sizes and offsets of these slots, of the dtype of `sizes`."""
-        # The indices are in range by construction; "clip" avoids the copy that checking them would make.
-        self.sizes.take(slots, out=sizes, mode="clip")
-        self.offsets.take(slots, out=offsets, mode="clip")
 
     def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
         """uint8: the symbols of these slots."""
@@ -210,7 +205,9 @@ class Decoder:
         self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
         if (self._states < _LOWEST).any():
             raise errors.CorruptUpdateError(f"coded section: expected states of at least {_LOWEST}, found smaller ones")
-        self._words = np.frombuffer(data, "<u2", offset=4 * lanes)
+        words = np.frombuffer(data, "<u2", offset=4 * lanes)
+        # Few words are converted at once, which saves a conversion in every step; many stay as they are.
+        self._words = words.astype(np.int64) if len(words) <= _FEW_WORDS else words
         self._next = 0
         self._symbols = 0
         self._longest = 0
@@ -255,7 +252,12 @@ class Decoder:
             state = self._states[:n]
             np.bitwise_and(state, TOTAL - 1, out=low)
             slot |= low
-            table.look_up(slot, size, offset)
+            if isinstance(table, Table):
+                # The indices are in range by construction; "clip" avoids the copy that checking them would make.
+                table.sizes.take(slot, out=size, mode="clip")
+                table.offsets.take(slot, out=offset, mode="clip")
+            else:
+                table.look_up(slot, size, offset)
             state >>= PRECISION
             state *= size
             state += offset
