@@ -138,6 +138,7 @@ def _file_apply(workdir: Path, file_bytes: int, repeats: int) -> dict[str, float
     shape = (32, file_bytes // (32 * 32 * 4))
     model = {f"layer{i:02d}/kernel": generator.standard_normal(shape, np.float32) for i in range(32)}
     update = _sparse_update(model, generator)
+    workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workdir) as name:
         folder = Path(name)
         files.write_model(folder / "old.safetensors", model)
