@@ -165,17 +165,15 @@ def test_costs_grow_with_the_leaf_and_with_what_is_sent(number):
             cost(256, 10**9)
 
 
-@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
-def test_working_memory_is_what_was_said(dtype):
-    """The peak of every kind, beside the old and the new leaf, on a leaf large enough for temporaries to show."""
+def test_working_memory_is_what_was_said():
+    """The peak of every kind, beside the old and the new leaf, of a narrow dtype, beside which temporaries are wide."""
     shape = (256, 512)
-    base = {"w": samples.floats(shape, 5).astype(dtype)}
+    base = {"w": samples.floats(shape, 5).astype(np.float16)}
     said = samples.blocks_of(shape, None, 300, rank=16)
     said["sparse"] = Sparse(np.arange(0, 1 << 17, 2), np.ones(1 << 16, np.int32), samples.STEP)
     for name, block in said.items():
         update = container.encode(packet.Packet({"w": block}), base, budget=math.inf)
         found = samples.costs_of(update, base)[0]
-        container.apply_update(update, base)
         tracemalloc.start()
         try:
             new = container.apply_update(update, base)

@@ -54,10 +54,10 @@ def test_every_flipped_bit_is_an_error_or_caught_by_nothing_but_the_checksum(bas
 
 def test_random_edits_behind_a_right_checksum_give_a_model_or_an_error(base, updates):
     edits = fuzz.random_edits(updates, np.random.default_rng(0))
-    found = outcomes(itertools.islice(edits, 6000), base)
-    assert found.total() == 6000
+    found = outcomes(itertools.islice(edits, 4000), base)
+    assert found.total() == 4000
     assert found.keys() <= ALLOWED
-    assert found["CorruptUpdateError"] > 5500
+    assert found["CorruptUpdateError"] > 3700
 
 
 def test_views_are_checked_as_everything_else():
