@@ -152,6 +152,9 @@ class _Maker(recoding.Recorder):
         # One bit says whether a matrix has classes; seven a scale, of which 20 is that of a mean magnitude of 1.
         return int(self._fill in (_wide, _alphabets)) if width == 1 else 20
 
+    def say_places(self, count: int, size: int) -> np.ndarray:
+        return np.arange(count) * size // max(count, 1)  # spread over the leaf
+
     def integers(self, count: int, *, signed: bool, dtype: Any = np.int64) -> np.ndarray:
         self._are_classes = signed and dtype is np.int64
         said = super().integers(count, signed=signed, dtype=dtype)

@@ -57,6 +57,10 @@ class Recorder(streams.Reader):
         """The next int64 (count,), which need not fit the dtype; unsigned if that is."""
         raise NotImplementedError
 
+    def say_places(self, count: int, size: int) -> np.ndarray:
+        """The next int64 (count,), strictly ascending, below the size."""
+        raise NotImplementedError
+
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         part = np.frombuffer(self.say_raw(math.prod(shape) * dtype.itemsize), np.uint8)
         self._writer.raw(part)
@@ -80,6 +84,11 @@ class Recorder(streams.Reader):
         values[:] = said.astype(values.dtype)
         if (values != said).any():
             raise errors.CorruptUpdateError("values: larger integers")
+
+    def places(self, count: int, size: int) -> np.ndarray:
+        said = self.say_places(count, size)
+        self._writer.places(said, size)
+        return said
 
     def finish(self, **_: object) -> None:
         """Whatever was read is all there is."""
@@ -139,6 +148,16 @@ class _Changer(Recorder):
             others = np.full(count, top - self._rng.randrange(2))
             others = others * self._arrays.choice([-1, 1], count) if signed else others
         return np.where(self._arrays.random(count) < self._rate, others, said)
+
+    def say_places(self, count: int, size: int) -> np.ndarray:
+        try:
+            if self._real:
+                said = self._real.places(count, size)
+                if self._rng.random() >= self._rate:
+                    return said
+        except errors.Error:
+            self._real = None
+        return np.sort(self._arrays.choice(size, count, replace=False))
 
     def _drawn(self, count: int, signed: bool) -> np.ndarray:
         sizes = self._arrays.geometric(self._rng.choice((0.9, 0.5, 0.1)), count) - 1

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "vectors"
 
 def main() -> None:
     """Writes a model and an update of it with views, updates of every kind with metadata, and what they give."""
-    base, packet = samples.viewed_model(), samples.viewed_packet()
+    base, packet, columns = samples.viewed_model(), samples.viewed_packet(), samples.viewed_columns()
     files.write_model(FOLDER / "views.safetensors", base)
     layers = base["layers/coefficients"]
     index, view = sorted(base).index("layers/coefficients"), views.of_words("stack in out")
@@ -30,6 +30,10 @@ def main() -> None:
         "basis": {"left": left.astype(int).tolist(), "right": right.astype(int).tolist()},
         "inspect": inspection.inspect(update),
         "new_leaves": _new_leaves(packet, base),
+        "columns": {
+            "update": container.encode(columns, base).hex(),
+            "new_leaves": _new_leaves(columns, base),
+        },
     }
     (FOLDER / "views.json").write_text(json.dumps(expected, indent=1) + "\n")
 

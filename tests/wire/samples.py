@@ -6,6 +6,7 @@ from updcomp.wire import costs, decoding, dtypes, hashing, header, packet, views
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.coefficients import Coefficients
+from updcomp.wire.kinds.columns import Columns
 from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.factors import Factors
@@ -101,6 +102,11 @@ def packets() -> dict[str, packet.Packet]:
             "special": Dense(np.int32([1, 1, 0, 0, -1, 1, 2**31 - 1, -5]), round_step(1e30)),
         },
         "sparse": {"dense/kernel": Sparse(places, integers(places.shape, 36) | 1, STEP)},
+        "columns": {
+            "dense/kernel": columns_of((24, 10), None, 52),
+            "conv": columns_of((3, 3, 2, 4), None, 54),
+            "scale": columns_of((6,), None, 56),
+        },
         "seeded": {"dense/kernel": Seeded(integers((40,), 38), STEP)},
         "magnitude": {
             "dense/kernel": Magnitude(integers((40,), 40), STEP),
@@ -117,6 +123,15 @@ def packets() -> dict[str, packet.Packet]:
     return {name: packet.Packet(blocks, seed=5) for name, blocks in kinds.items()} | {
         "together": packet.Packet(together, seed=2**32 - 1)
     }
+
+
+def columns_of(shape: tuple[int, ...], view: views.View | None, stream: int) -> Columns:
+    """A block of every second column of a leaf of this shape."""
+    stack, fan_in, fan_out = views.shape_of(shape, views.resolve(view, len(shape)))
+    places = np.arange(0, stack * fan_out, 2)
+    values = integers((fan_in, len(places)), stream)
+    values[:1] |= 1  # a column of zeros is not sent
+    return Columns(places, values, STEP, view)
 
 
 VIEWS = {
@@ -136,13 +151,14 @@ def blocks_of(shape: tuple[int, ...], view: views.View | None, stream: int, rank
     values = integers((stack * min(rank, fan_in), min(rank, fan_out)), stream + 4, 900)
     return {
         "coefficients": Coefficients(values, rank, STEP, view),
+        "columns": columns_of(shape, view, stream + 8),
         "dense": Dense(integers(shape, stream + 6), STEP, view),
         "factors": Factors(left, right, STEP, view),
     }
 
 
 def viewed_model() -> dict[str, np.ndarray]:
-    """Kernels whose last axis is not their fan-out, a copy of each for each kind that has a view, and others."""
+    """Kernels whose last axis is not their fan-out, three copies of each, and others."""
     base = {}
     for stream, (name, (shape, _)) in enumerate(VIEWS.items()):
         leaf = floats(shape, 100 + stream).astype(np.float16 if name == "layers" else np.float32)
@@ -157,11 +173,12 @@ def viewed_model() -> dict[str, np.ndarray]:
 
 
 def viewed_packet() -> packet.Packet:
-    """Every kind that has a view with each of the views, blocks with the default one, and one without."""
+    """Three kinds that have a view with each of the views, blocks with the default one, and one without."""
     blocks = {
         f"{name}/{kind}": block
         for stream, (name, (shape, words)) in enumerate(VIEWS.items())
         for kind, block in blocks_of(shape, views.of_words(words), 200 + 10 * stream).items()
+        if kind != "columns"
     }
     plain = {
         "bias": Dense(np.int32([1, 0, -2, 0, 3]), STEP),
@@ -171,6 +188,15 @@ def viewed_packet() -> packet.Packet:
     return packet.Packet(blocks | plain, seed=7)
 
 
+def viewed_columns() -> packet.Packet:
+    """Columns with each of the views."""
+    blocks: dict[str, Block] = {
+        f"{name}/dense": columns_of(shape, views.of_words(words), 300 + 10 * stream)
+        for stream, (name, (shape, words)) in enumerate(VIEWS.items())
+    }
+    return packet.Packet(blocks, seed=7)
+
+
 def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
     """Each model with its packets."""
-    return [(model(), list(packets().values())), (viewed_model(), [viewed_packet()])]
+    return [(model(), list(packets().values())), (viewed_model(), [viewed_packet(), viewed_columns()])]

@@ -214,10 +214,14 @@ def by_the_table(head, shape, words, itemsize, lanes):
         parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
         return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(most for _, most in parts)
 
+    def places(k, n):
+        return segment(n if 0 < k < n else 0, 1)
+
     product = 12 * n + 256 * stack + n * size // 8, 2 * w * m
     basis_ = stack * (6 * size * fan_in * fan_out + 6 * size**2 * (fan_in + fan_out)) // 8
     basis_ += stack * (6 * size * 2**15 + 96 * size * (fan_in + fan_out)) + 16 * n
     at = w + 64 * size
+    lines = fan_in + size if size else 0
     table = {
         "raw": ([], w, 0),
         "exact": ([segment(n, 64)], w, w),
@@ -235,6 +239,11 @@ def by_the_table(head, shape, words, itemsize, lanes):
             [matrix(stack * a, b), (basis_, 8 * n - (1 - m) * w), product],
             stack * a * fan_in * b // 8,
             32 * stack * (fan_in + fan_out) * size,
+        ),
+        "columns": (
+            [places(size, stack * fan_out), matrix(fan_in, size)],
+            w + 24 * fan_in * size + 64 * lines,
+            4 * fan_in * size + 40 * size,
         ),
     }
     assert head.kind.name in table, f"{head.kind.name}: expected its row in FORMAT.md, Costs, and in this table"

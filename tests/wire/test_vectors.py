@@ -82,6 +82,16 @@ def test_the_vector_of_version_2_gives_the_expected_bits():
     assert {"left": left.tolist(), "right": right.tolist()} == VIEWED["basis"]
 
 
+def test_columns_of_every_view_give_the_expected_bits():
+    update, expected = bytes.fromhex(VIEWED["columns"]["update"]), VIEWED["columns"]["new_leaves"]
+    found = container.apply_update(update, VIEWED_BASE)
+    assert expected == {
+        name: dtypes.flat_bits(leaf).tobytes().hex() for name, leaf in found.items() if leaf is not VIEWED_BASE[name]
+    }
+    twins = twin.apply(update, {name: plain(leaf) for name, leaf in VIEWED_BASE.items()})
+    assert expected == {name: twins[name].data.hex() for name in expected}
+
+
 @pytest.mark.parametrize("kind", VERSION_2["updates"])
 def test_every_vector_of_version_2_gives_the_expected_bits_and_texts(kind):
     update, expected = bytes.fromhex(VERSION_2["updates"][kind]["update"]), VERSION_2["updates"][kind]["new_leaves"]

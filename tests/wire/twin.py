@@ -123,6 +123,17 @@ class Sections:
             flat = self.segment(rows * columns)
         return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
 
+    def places(self, count, size):
+        """Which of `size` there are."""
+        if count in (0, size):
+            return list(range(count))
+        ones = min(max((2**14 * count + size // 2) // size, 1), 2**14 - 1)
+        flags = []
+        while len(flags) < size:
+            flags += self.chunk([[2**14 - ones, ones]] * min(max(len(flags), 64), 2**20, size - len(flags)))
+        assert sum(flags) == count
+        return [place for place, flag in enumerate(flags) if flag]
+
     def assert_used_up(self):
         assert not self.raw_bytes
         assert self.extra == 0
@@ -150,7 +161,7 @@ def metadata(update, old):
         if gap == 15:
             at = varint(update, at)[1]
         at += 2 * (kind >= 3)
-        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8)):
+        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9)):
             at = varint(update, at)[1] if present else at
     assert flags & 2
     digest, (size, start) = update[at : at + 8], varint(update, at + 8)
@@ -234,10 +245,16 @@ def differences(leaf, sections):
 
 
 def read_viewed(kind, step, number, view, leaf, index, seed, sections):
-    """The new leaf of a dense block, factors or coefficients."""
+    """The new leaf of a dense block, factors, coefficients or columns."""
     stack, fan_in, fan_out, places = matrices(leaf.shape, view)
     if kind == 3:
         return increment(leaf, places, list(itertools.chain(*sections.matrix(stack * fan_in, fan_out))), step)
+    if kind == 9:
+        columns = sections.places(number, stack * fan_out)
+        values = sections.matrix(fan_in, number)
+        assert all(any(column) for column in transpose(values))
+        there = [places[(c // fan_out * fan_in + i) * fan_out + c % fan_out] for i in range(fan_in) for c in columns]
+        return increment(leaf, there, list(itertools.chain(*values)), step)
     rank = sections.number() if number is None else number
     if kind == 7:
         left, right = sections.matrix(stack * fan_in, rank), sections.matrix(stack * fan_out, rank)
@@ -256,7 +273,7 @@ def read_viewed(kind, step, number, view, leaf, index, seed, sections):
 
 def read_block(kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
-    if kind in (3, 7, 8):
+    if kind in (3, 7, 8, 9):
         return read_viewed(kind, step, number, view, leaf, index, seed, sections)
     size = len(leaf.bits)
     everywhere = range(size)
@@ -306,7 +323,7 @@ def apply(update, model):
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
         if version == 2 and kind >= 4:
             number, at = varint(update, at)
-        if flags & 1 and kind in (3, 7, 8):
+        if flags & 1 and kind in (3, 7, 8, 9):
             view, at = varint(update, at)
         heads.append((kind, step, number, view, index))
     if flags & 2:

@@ -12,9 +12,12 @@ import numpy as np
 from updcomp.wire import costs, dtypes, errors, views
 
 _SLICE = 1 << 16  # weights at a time: temporaries stay in the cache and small beside the leaf
+_TILE = 1 << 8  # rows of a tile at least
 _EXACT = 1 << 53
 _PER_WEIGHT = 12  # operations
 _PER_PLACE = 64
+_PER_TILED = 24  # a weight
+_PER_LINE = 64  # a row or a column
 _PER_MATRIX = 256
 
 
@@ -100,6 +103,38 @@ def at(old: dtypes.Array, places: dtypes.Array, integers: dtypes.Array, step: fl
 def at_operations(spec: dtypes.Spec, count: int) -> int:
     """The operations of `at`: copying the leaf, and each of the weights."""
     return spec.nbytes + _PER_PLACE * count
+
+
+def columns(
+    old: dtypes.Array, view: views.View, which: dtypes.Array, integers: dtypes.Array, step: float
+) -> dtypes.Array:
+    """Some columns of the leaf's matrices incremented by integer * step, a tile at a time.
+
+    Args:
+      old: held float leaf.
+      view: of the leaf.
+      which: int64 (k,), as `views.column_places` takes them.
+      integers: (fan_in, k).
+      step: float64.
+
+    Returns:
+      The new leaf.
+    """
+    new = old.copy().reshape(-1)
+    across, fan_in = views.column_places(which, old.shape, view), len(integers)
+    # A tile has neighbours along both sides, in whichever order the view's axes lie in memory.
+    height = max(min(_TILE, fan_in), _SLICE // max(len(across), 1), 1)
+    for some in _slices(len(across), max(1, _SLICE // height)):
+        for rows in _slices(fan_in, height):
+            down = views.row_places(np.arange(rows.start, min(rows.stop, fan_in)), old.shape, view)
+            places = (down[:, None] + across[some]).reshape(-1)
+            new[places] = _incremented(new[places], integers[rows, some].reshape(-1), step)
+    return new.reshape(old.shape)
+
+
+def columns_operations(spec: dtypes.Spec, count: int, lines: int) -> int:
+    """The operations of `columns`: copying the leaf, each of the weights, and each row and column."""
+    return spec.nbytes + _PER_TILED * count + _PER_LINE * lines
 
 
 def product(old: dtypes.Array, view: views.View, left: dtypes.Array, right: dtypes.Array, step: float) -> dtypes.Array:

@@ -9,15 +9,21 @@ from updcomp.wire import costs, dtypes, errors, hashing
 _SLICE = 1 << 18
 
 
-def check(places: dtypes.Array, size: int) -> None:
+def check(places: dtypes.Array, size: int, field: str = "positions") -> None:
     """Checks positions that a packet says.
 
+    Args:
+      places: anything.
+      size: of what they are positions in.
+      field: their name, for the message.
+
     Raises:
-      LeafError: they are not int64, strictly ascending, from 0 to size - 1.
+      LeafError: they are not int64 (k,), strictly ascending, from 0 to size - 1.
     """
-    ascending = len(places) == 0 or (places[0] >= 0 and places[-1] < size and bool((np.diff(places) > 0).all()))
+    flat = places.reshape(-1)
+    ascending = len(flat) == 0 or (flat[0] >= 0 and flat[-1] < size and bool((np.diff(flat) > 0).all()))
     if places.ndim != 1 or places.dtype != np.int64 or not ascending:
-        raise errors.LeafError(f"positions: expected int64, strictly ascending, from 0 to {size - 1}")
+        raise errors.LeafError(f"{field}: expected int64, strictly ascending, from 0 to {size - 1}")
 
 
 def of_gaps(gaps: dtypes.Array, size: int) -> dtypes.Array:

@@ -98,6 +98,20 @@ class Writer:
             adaptive.update(symbols, context)
         self._extra.push(segment.low, tokens.widths(segment.symbols))
 
+    def places(self, places: dtypes.Array, size: int) -> None:
+        """Which of so many things are meant, where both sides know how many are: at most about a bit for each thing.
+
+        Args:
+          places: integers (k,), strictly ascending, from 0 to size - 1.
+          size: number of things.
+        """
+        if 0 < len(places) < size:
+            frequencies = _two_symbols(len(places), size)
+            starts, flags = rans.starts_of(frequencies), np.zeros(size, np.uint8)
+            flags[places] = 1
+            for part in models.chunks(size):
+                self._coded.push(starts[0, flags[part]], frequencies[0, flags[part]])
+
     @property
     def cost(self) -> float:
         """Bits written so far, without the lanes."""
@@ -192,6 +206,24 @@ class Reader:
         if len(values) and largest + 1 != alphabet:
             raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
 
+    def places(self, count: int, size: int) -> dtypes.Array:
+        """The inverse of `Writer.places`: int64 (count,), of count <= size."""
+        if count in (0, size):
+            return np.arange(count)
+        frequencies, found, left = _two_symbols(count, size), list[dtypes.Array](), count
+        for part in models.chunks(size):
+            length = part.stop - part.start
+            flags = self._coded.pull(length, self._coded.table(frequencies, length))
+            found.append(np.flatnonzero(flags) + part.start)
+            left -= len(found[-1])
+            if left < 0:
+                break
+        if left:
+            raise errors.CorruptUpdateError(
+                f"places: expected {count} of {size}, found {'more' if left < 0 else 'fewer'}"
+            )
+        return np.concatenate(found)
+
     def finish(self, *, idle_lanes: bool = False) -> None:
         """Checks that all sections end here; idle lanes as in `rans.Decoder.finish`."""
         if len(self._raw):
@@ -203,3 +235,9 @@ class Reader:
 @functools.cache
 def _equal_symbols(width: int) -> rans.Table:
     return rans.Table.of(np.full((1, 1 << width), rans.TOTAL >> width))
+
+
+def _two_symbols(count: int, size: int) -> dtypes.Array:
+    """int64 (1, 2): the frequencies of 0 and 1 where `count` of `size` symbols are 1."""
+    ones = min(max((rans.TOTAL * count + size // 2) // size, 1), rans.TOTAL - 1)
+    return np.array([[rans.TOTAL - ones, ones]])

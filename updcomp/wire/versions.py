@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from updcomp.wire import errors
 from updcomp.wire.kind import Block, Kind
-from updcomp.wire.kinds import coefficients, dense, exact, factors, half, magnitude, raw, seeded, sparse
+from updcomp.wire.kinds import coefficients, columns, dense, exact, factors, half, magnitude, raw, seeded, sparse
 
 VIEWS = 1  # flag: blocks say their views; else all are the default one
 METADATA = 2  # flag: the update covers the metadata of the model's file
@@ -34,7 +34,7 @@ def numbered(*kinds: Kind) -> dict[int, Kind]:
 
 _FIRST = (raw.KIND, exact.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND)
 _KINDS_1 = numbered(*_FIRST, coefficients.KIND)
-_KINDS_2 = numbered(*_KINDS_1.values())  # a new kind goes here
+_KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)  # a new kind goes here
 VERSIONS = {
     1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, idle_lanes=True),
     2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, idle_lanes=False),

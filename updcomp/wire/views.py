@@ -146,6 +146,39 @@ def join(matrices: Any, shape: tuple[int, ...], view: View) -> Any:
     return matrices.reshape(tuple(shape[axis] for axis in order)).transpose(tuple(inverse))
 
 
+def row_places(rows: Any, shape: tuple[int, ...], view: View) -> Any:
+    """Where rows lie in the flattened leaf: each element lies where its row and its column do, added up.
+
+    Args:
+      rows: integers, from 0 to fan_in - 1; NumPy or JAX.
+      shape: of the leaf.
+      view: of the leaf.
+
+    Returns:
+      Positions, as many.
+
+    >>> import numpy as np
+    >>> shape, view = (2, 3, 2), of_words("stack in out")
+    >>> (row_places(np.arange(3), shape, view)[:, None] + column_places(np.array([0, 3]), shape, view)).tolist()
+    [[0, 7], [2, 9], [4, 11]]
+    """
+    return _places(rows, shape, view.in_axes)
+
+
+def column_places(columns: Any, shape: tuple[int, ...], view: View) -> Any:
+    """Where columns lie in the flattened leaf, as `row_places`.
+
+    Args:
+      columns: integers, from 0 to stack * fan_out - 1: those of the first matrix, then those of the second ...
+      shape: of the leaf.
+      view: of the leaf.
+
+    Returns:
+      Positions, as many.
+    """
+    return _places(columns, shape, (*_stacked(view, len(shape)), *view.out_axes))
+
+
 def number(view: View, ndim: int) -> int:
     """A view as one number: the digit of axis i, 0 for stack, 1 for in, 2 for out, times 3^i.
 
@@ -184,3 +217,12 @@ def _stacked(view: View, ndim: int) -> tuple[int, ...]:
 
 def _order(view: View, ndim: int) -> tuple[int, ...]:
     return (*_stacked(view, ndim), *view.in_axes, *view.out_axes)
+
+
+def _places(indices: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """Where the elements with these indices into some axes lie, all other axes being at 0."""
+    places = 0 * indices
+    for axis in reversed(axes):
+        places = places + indices % shape[axis] * math.prod(shape[axis + 1 :])
+        indices = indices // shape[axis]
+    return places
