@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from experiments import shifts
-from experiments.config import Settings, anything, one_of, setting
+from experiments.config import Settings, anything, at_least, one_of, setting
 from experiments.trainings import TrainingConfig, check_rows, task_of
 from experiments.worlds import Score, World, Worlds, keys_of
 from updcomp.training import data, models
@@ -26,6 +26,11 @@ class ImageConfig(Settings):
 
     dataset: str = setting("mnist", "digits, or any TFDS image-classification dataset prepared under --data_dir")
     data_dir: str | None = setting(None, "folder of prepared TFDS datasets", later=anything)
+    image_size: int = setting(
+        0,
+        "pixels a side that images are resized to; 0: as they are, and 224 where they vary in size",
+        check=at_least(0),
+    )
     model: str = setting("mlp", ", ".join(models.MODELS), check=one_of(models.MODELS))
     augment: str | None = setting(
         None,
@@ -43,9 +48,9 @@ class ShiftConfig(ImageConfig, TrainingConfig):
         "rotation", f"how it changes, with these numbers or others: {', '.join(map(shifts.usual, shifts.SHIFTS))}"
     )
     pretrain_samples: int = setting(
-        20_000, "samples that the deployed model is trained on (with --shift=classes, those of its classes)"
+        20_000, "samples that the deployed model is trained on (those of its classes, where the shift changes them)"
     )
-    samples: int = setting(5_000, "new samples that the server retrains on")
+    samples: int = setting(5_000, "new samples that the server retrains on (with --shift=other_classes, those of them)")
     validation_samples: int = setting(1_000, "samples that choose the best epoch, and whether an update is sent")
     pretrain_epochs: int = setting(10, "epochs that the deployed model is trained for")
 
@@ -85,7 +90,7 @@ def load(config: ImageConfig) -> Images:
     Raises:
       DatasetError: the dataset is not there.
     """
-    source = data.load(config.dataset, data_dir=config.data_dir)
+    source = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size or None)
     augment = config.augment or AUGMENTED.get(config.dataset, "none")
     return Images(source, *_judged(config.model, source.num_classes, augment))
 
@@ -118,7 +123,8 @@ def shifted(config: ShiftConfig) -> Worlds:
         before, known = (shift.before(samples, images.source) for samples in (before, validation))
         check_rows("pretrain_samples", len(before.labels), config.batch_size)
         keys = keys_of(seed)
-        after = shift.after(validation, keys.validation)
+        new, after = shift.after(new, images.source, keys.new), shift.after(validation, images.source, keys.validation)
+        check_rows("samples", len(new.labels), config.batch_size)
         pretraining = task_of(config, images.objective, before, known)._replace(epochs=config.pretrain_epochs)
         return World(
             dataset=config.dataset,
@@ -126,8 +132,8 @@ def shifted(config: ShiftConfig) -> Worlds:
             title=f"{config.dataset}, {config.model}, {config.shift}",
             init=images.init,
             before=pretraining,
-            task=task_of(config, images.objective, shift.after(new, keys.new), after),
-            test=shift.after(images.source.test, keys.test),
+            task=task_of(config, images.objective, new, after),
+            test=shift.after(images.source.test, images.source, keys.test),
             score=images.score,
             about={"shift": config.shift},
         )

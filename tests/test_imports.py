@@ -15,7 +15,7 @@ FLOORS = [
     {"updcomp.edge"},
     {
         f"updcomp.{name}"
-        for name in ("trees", "partition", "delta", "contribution", "selection", "factorize", "subspace", "quantize")
+        for name in ("trees", "convolution", "layers", "partition", "delta", "contribution", "selection", "neurons", "factorize", "subspace", "quantize")
     },
     {"updcomp.api"},
     {"updcomp.training"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from updcomp.training.data import Dataset, load
-from updcomp.training.shifts import contrast_noise, random_rotation, rotate, shift_dataset
+from updcomp.training.shifts import contrast_noise, inversion, random_rotation, rotate, shift_dataset
 
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 8, 8, 2))
 
@@ -77,6 +77,19 @@ def test_contrast_pulls_towards_the_mean_of_each_image_and_noise_has_its_deviati
 def test_contrast_and_noise_stay_in_range():
     out = contrast_noise(jax.random.key(0), IMAGES, contrast=3.0, noise=1.0)
     assert (float(out.min()), float(out.max())) == (0.0, 1.0)
+
+
+def test_inversion_is_the_negative_exactly_and_undoes_itself():
+    levels = Dataset(np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1), np.arange(4, dtype=np.int32))
+    negative = shift_dataset(levels, inversion, jax.random.key(0))
+    np.testing.assert_array_equal(negative.images, 255 - levels.images)
+    np.testing.assert_array_equal(shift_dataset(negative, inversion, jax.random.key(1)).images, levels.images)
+
+
+@pytest.mark.parametrize("angle", [0.0, 30.0, 90.0])
+def test_a_range_of_one_angle_turns_every_image_by_it(angle):
+    turned = random_rotation(jax.random.key(0), IMAGES, low=angle, high=angle)
+    np.testing.assert_array_equal(turned, rotate(IMAGES, jnp.full(3, angle)))
 
 
 def test_a_shifted_dataset_is_the_rounded_shift_and_keeps_labels():

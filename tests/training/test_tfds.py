@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from updcomp.training import data
 from updcomp.training import prepared as prepared_module
@@ -113,21 +114,26 @@ def gradient(h, w, channels):
     return np.stack([200 * y / h, 200 * x / w, 100 + 0 * y][:channels], axis=-1).round().astype(np.uint8)
 
 
-def prepare(folder, name, splits, *, channels=3):
-    """Writes a dataset as `tfds build` does, without TensorFlow: (encoded image, label) pairs by split."""
-    import tensorflow_datasets as tfds
+def prepare(folder, name, splits, *, channels=3, size=(None, None), others=None):
+    """Writes a dataset as `tfds build` does, without TensorFlow: (encoded image, label) pairs by split.
+
+    `others` are further features of every sample: name -> (feature, value).
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     target = folder / name / "1.0.0"
     target.mkdir(parents=True)
-    image = tfds.features.Image(shape=(None, None, channels))
-    features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(num_classes=10)})
+    image = tfds.features.Image(shape=(*size, channels))
+    kinds = {key: feature for key, (feature, _) in (others or {}).items()}
+    values = {key: value for key, (_, value) in (others or {}).items()}
+    features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(num_classes=10), **kinds})
     features.save_config(str(target))
     infos = []
     for split, samples in splits.items():
         writer = ArrayRecordWriter(str(target / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
         for encoded, label in samples:
-            writer.write(features.serialize_example(features.encode_example({"image": encoded, "label": label})))
+            example = features.encode_example({"image": encoded, "label": label, **values})
+            writer.write(features.serialize_example(example))
         writer.close()
         infos.append({
             "name": split,
@@ -171,6 +177,48 @@ def test_images_of_many_sizes_become_central_crops_in_a_file(tmp_path, suffix, c
         np.testing.assert_allclose(image[2:-2, 2:-2], expected(*size)[2:-2, 2:-2], atol=close)
     if suffix == ".png":
         np.testing.assert_array_equal(source.train.images[0], gradient(256, 256, 3)[16:240, 16:240])
+
+
+@pytest.mark.parametrize(("name", "test", "more"), [
+    ("food101", "validation", ()),
+    ("oxford_flowers102", "test", ("validation",)),
+    ("caltech_birds2011", "test", ()),
+])  # fmt: skip
+def test_datasets_of_photographs_load_whatever_else_they_hold(tmp_path, name, test, more):
+    """Their splits; masks and boxes as the birds and the pets have. No mask is decoded: this one could not be."""
+    features = tfds.features
+    others = {
+        "image/filename": (features.Text(), "one.jpg"),
+        "bbox": (features.BBoxFeature(), features.BBox(0.1, 0.2, 0.3, 0.4)),
+        "segmentation_mask": (features.Image(shape=(None, None, 1)), b"no image"),
+    }
+    samples = [(encoded(gradient(*size, 3), ".jpg"), label) for label, size in enumerate(SIZES)]
+    prepare(tmp_path, name, {"train": samples, test: samples[3:], **dict.fromkeys(more, samples[:1])}, others=others)
+    source = data.load(name, data_dir=tmp_path, image_size=48)
+    assert source.train.images.shape == (5, 48, 48, 3)
+    assert source.test.labels.tolist() == [3, 4]
+
+
+def test_images_of_one_size_are_resized_whole_where_a_size_is_given(tmp_path):
+    picture = gradient(32, 32, 3)
+    prepare(tmp_path, "squares", {"train": [(encoded(picture), 1)], "test": [(encoded(picture), 2)]}, size=(32, 32))
+    as_stored = data.load("squares", data_dir=tmp_path)
+    np.testing.assert_array_equal(as_stored.train.images[0], picture)
+    large = data.load("squares", data_dir=tmp_path, image_size=128)
+    assert large.test.images.shape == (1, 128, 128, 3)
+    assert large.test.labels.tolist() == [2]
+    small = data.load("squares", data_dir=tmp_path, image_size=16).train.images[0]
+    np.testing.assert_allclose(small, picture.reshape(16, 2, 16, 2, 3).mean((1, 3)), atol=1)
+    np.testing.assert_allclose(large.train.images[0, 64, 64], picture[15:17, 15:17].mean((0, 1)), atol=3)
+
+
+def test_digits_are_resized_as_well():
+    digits, doubled = data.load("digits"), data.load("digits", image_size=16)
+    assert doubled.train.images.shape == (1198, 16, 16, 1)
+    np.testing.assert_array_equal(doubled.test.labels, digits.test.labels)
+    assert abs(doubled.test.images.mean() - digits.test.images.mean()) < 1
+    with pytest.raises(DatasetError, match="image_size: expected at least 1 pixel a side, found 0"):
+        data.load("digits", image_size=0)
 
 
 def test_images_are_resized_once(tmp_path, monkeypatch):

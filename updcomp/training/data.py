@@ -44,34 +44,41 @@ def to_float(images: Array) -> jax.Array:
     return array.astype(jnp.float32) / 255 if array.dtype == jnp.uint8 else array
 
 
-def load(name: str, *, data_dir: str | Path | None = None, image_size: int = 224) -> Source:
+def load(name: str, *, data_dir: str | Path | None = None, image_size: int | None = None) -> Source:
     """A dataset by name.
 
-    Where images vary in size, as in `imagenet2012`, each becomes the central square whose side is 7/8 of its shorter
-    side, resized to `image_size`: for 224 the shorter side at 256 pixels, and then the central crop. That is done once,
-    into `.npy` files beside the prepared dataset, and the images come as `np.memmap`, as they need not fit in memory;
-    `take` and `split` copy what they choose into memory, the training loop's `Task.samples` does not.
+    Where images vary in size, as in `imagenet2012` or `food101`, each becomes the central square whose side is 7/8 of
+    its shorter side, resized to `image_size`: for 224 the shorter side at 256 pixels, and then the central crop. That
+    is done once, into `.npy` files beside the prepared dataset, and the images come as `np.memmap`, as they need not
+    fit in memory; `take` and `split` copy what they choose into memory, the training loop's `Task.samples` does not.
+
+    Where all images have one size, they are held in memory, and what is resized is the whole image, or the central
+    square of one that is not square.
 
     Args:
       name: `digits` for scikit-learn's handwritten digits (1,198 + 599 images of 8 x 8), or the name of any image
-        classification dataset of TensorFlow Datasets that is prepared as array_record, such as `mnist` or
-        `imagenet_resized/32x32`.
+        classification dataset of TensorFlow Datasets that is prepared as array_record, such as `mnist`, `cifar100`,
+        `caltech_birds2011`, `oxford_flowers102`, `oxford_iiit_pet` or `imagenet_resized/32x32`. Visual Wake Words is
+        not among them; a dataset of one's own is found by the name of its folder.
       data_dir: the folder that holds the prepared datasets; by default the one TensorFlow Datasets uses,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      image_size: pixels a side where images vary in size; elsewhere images stay as they are.
+      image_size: pixels a side; by default 224 where images vary in size, and elsewhere as they are.
 
     Returns:
-      Its training and test samples, images uint8; the split "validation" is the test where the labels of "test" are
-      not public.
+      Its training and test samples, images uint8; the split "validation" is the test where there is no "test", or where
+      its labels are not public.
 
     Raises:
-      DatasetError: no such dataset; it is not prepared (the message has the command); it is not image classification.
+      DatasetError: no such dataset; it is not prepared (the message has the command); it is not image classification;
+        there is no such size.
     """
-    if name == "digits":
+    if image_size is not None and image_size < 1:
+        raise DatasetError(f"image_size: expected at least 1 pixel a side, found {image_size}")
+    if name == "digits" and image_size is None:
         return _digits()
     from updcomp.training import prepared  # here, as tensorflow_datasets takes seconds to import
 
-    return prepared.load(name, data_dir, image_size)
+    return prepared.resize(_digits(), image_size) if name == "digits" else prepared.load(name, data_dir, image_size)
 
 
 def take(dataset: Dataset, rows: Any) -> Dataset:

@@ -7,8 +7,9 @@ are compiled once.
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 from updcomp import trees
 from updcomp.training import batches, devices, objectives, steps
 from updcomp.training.checkpoints import Checkpoints
-from updcomp.training.plans import Frozen, Named, Plan, unwrapped
+from updcomp.training.plans import Frozen, Named, Plan, part_of, unwrapped
 from updcomp.training.steps import Rates, State
 from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree
@@ -140,27 +141,13 @@ def run_epoch(training: Training) -> Training:
     """
     task, plan, state = training.task, training.plan, training.state
     start = time.perf_counter()
-    run = steps.compiled_steps(
-        plan._replace(name=""),
-        task.objective,
-        task.optimizer,
-        task.schedule,
-        training.mesh,
-        steps.placing_of(training.mesh, state),
-    )
+    run = _steps(training)
     state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
     for portion in batches.epoch(
         task.train, task.samples, task.batch_size, key=training.key, number=training.epoch, mesh=training.mesh
     ):
         state.step.block_until_ready()  # so that at most two chunks are on the device
-        state = run(
-            state,
-            portion=portion,
-            frozen=training.frozen,
-            masks=training.masks,
-            rates=training.rates,
-            key=training.key,
-        )
+        state = run(state, portion=portion, **_arguments(training))
     training = _validated(training._replace(state=state, epoch=training.epoch + 1))
     _check_finite(training)
     if task.callback:
@@ -169,6 +156,52 @@ def run_epoch(training: Training) -> Training:
         told = Epoch(plan.name, training.epoch, float(training.state.score), float(loss), seconds, metrics)
         task.callback(told)
     return training
+
+
+def _steps(training: Training) -> Callable[..., State]:
+    task = training.task
+    return steps.compiled_steps(
+        training.plan._replace(name=""),
+        task.objective,
+        task.optimizer,
+        task.schedule,
+        training.mesh,
+        task.microbatches,
+        steps.placing_of(training.mesh, training.state),
+    )
+
+
+class Analysis(NamedTuple):
+    """What the compiler says of a step."""
+
+    flops: float  # of one batch: forward, backward and optimizer
+    temporary_bytes: int  # the most that is held at a time beside the state and the data: activations, gradients
+
+
+def analyse(training: Training) -> Analysis:
+    """Compiles the steps of an epoch, which `run_epoch` then need not, and reads the compiler's own analysis."""
+    task, state = training.task, training.state
+    first = next(
+        batches.epoch(task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh)
+    )
+    compiled = _steps(training).lower(state, portion=first, **_arguments(training)).compile()
+    return analysis_of(compiled)
+
+
+def analysis_of(compiled: Any) -> Analysis:
+    """The analysis of a compiled function; its loops count once."""
+    cost = compiled.cost_analysis() or {}
+    return Analysis(float(cost.get("flops", 0.0)), int(compiled.memory_analysis().temp_size_in_bytes))
+
+
+def _arguments(training: Training) -> dict[str, Any]:
+    """Those of the steps beside the state and the data."""
+    return {
+        "frozen": training.frozen,
+        "masks": training.masks,
+        "rates": training.rates,
+        "key": training.key,
+    }
 
 
 def fitted(training: Training) -> Fitted:
@@ -189,7 +222,14 @@ def _folder(training: Training) -> str:
     """Where a training saves itself: its name, and a digest of all that it starts from but its data and functions."""
     task, plan, state = training.task, training.plan, training.state
     samples = None if task.samples is None else np.asarray(task.samples).tolist()
-    options = (task.epochs, task.batch_size, samples, sorted(plan.partition.chosen), [name for name, _ in plan.rebuild])
+    options = (
+        task.epochs,
+        task.batch_size,
+        task.microbatches,
+        samples,
+        sorted(plan.partition.chosen),
+        [name for name, _ in plan.rebuild],
+    )
     digest = hashlib.sha256(repr((plan.name, *options)).encode())
     start = (
         training.key,
@@ -207,10 +247,10 @@ def _folder(training: Training) -> str:
 
 def _validated(training: Training) -> Training:
     """The end of an epoch, without the optimizer's state: methods with the same leaves share what is compiled."""
-    task, state = training.task, training.state
+    task, plan, state = training.task, training.plan, training.state
     scored = state._replace(optimizer=())
     validate = steps.compiled_validation(
-        training.plan._replace(name="", wrap=unwrapped),
+        plan._replace(name="", wrap=unwrapped, parts=None, partition=plan.partition._replace(chosen=frozenset())),
         task.objective,
         task.eval_batch_size,
         steps.placing_of(training.mesh, scored),
@@ -230,7 +270,8 @@ def _start(
     example = batches.example(task.train, task.batch_size)
     metrics = objectives.signature(task.objective, frozen.deployed, example, train=plan.train).metrics
     if optimizer_state is None:
-        optimizer_state = steps.optimizer_of(plan, task.optimizer, frozen.deployed).init(trainable)
+        part = part_of(plan, trainable, frozen)
+        optimizer_state = steps.optimizer_of(plan, task.optimizer, frozen.deployed).init(part)
     return State(
         trainable=copy(trainable),
         moved=copy(moved),

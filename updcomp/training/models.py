@@ -9,19 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from updcomp.training.convolution import convolve
+from updcomp.training.mobilenets import MobileNetV1, MobileNetV2
+from updcomp.training.network_layers import BatchNorm, Conv, Dense, halve
+from updcomp.training.residual_networks import CifarResNet, ImageNetResNet
 from updcomp.wire.errors import Error
 
 Variables = dict[str, Any]
-
-_he = nn.initializers.he_normal()
-_Dense = functools.partial(nn.Dense, kernel_init=_he)
-# Batch norm follows every convolution and has the bias.
-_Conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he, conv_general_dilated=convolve)
-_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-# Channels and stride of MobileNetV1's separable blocks. The paper's table says stride 2 in the last one too, but its
-# sizes there, 7 x 7 before and after, say 1.
-_MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * ((512, 1),), (1024, 2), (1024, 1))
 
 
 class Apply(Protocol):
@@ -59,11 +52,11 @@ class _Mlp(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = x.reshape(len(x), -1)
         for width in self.hidden:
-            x = _Dense(width, use_bias=not self.batch_norm)(x)
+            x = Dense(width, use_bias=not self.batch_norm)(x)
             if self.batch_norm:
-                x = _BatchNorm(use_running_average=not train)(x)
+                x = BatchNorm(use_running_average=not train)(x)
             x = nn.relu(x)
-        return _Dense(self.num_classes)(x)
+        return Dense(self.num_classes)(x)
 
 
 class _Vgg(nn.Module):
@@ -75,60 +68,13 @@ class _Vgg(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for widths in self.stages:
             for width in widths:
-                x = nn.relu(_BatchNorm(use_running_average=not train)(_Conv(width, (3, 3))(x)))
-            x = _halve(x)
+                x = nn.relu(BatchNorm(use_running_average=not train)(Conv(width, (3, 3))(x)))
+            x = halve(x)
         x = x.reshape(len(x), -1)
         for width in self.dense:
-            x = _Dense(width, use_bias=False)(x)
-            x = nn.relu(_BatchNorm(use_running_average=not train)(x))
-        return _Dense(self.num_classes)(x)
-
-
-class _ResNet(nn.Module):
-    blocks: int  # per stage
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = functools.partial(_BatchNorm, use_running_average=not train)
-        x = nn.relu(norm()(_Conv(16, (3, 3))(x)))
-        for width in (16, 32, 64):
-            for block in range(self.blocks):
-                stride = 2 if block == 0 and width > 16 else 1
-                y = nn.relu(norm()(_Conv(width, (3, 3), strides=stride, padding=1)(x)))
-                y = norm()(_Conv(width, (3, 3))(y))
-                x = nn.relu(y + _shortcut(x, width, stride))
-        return _Dense(self.num_classes)(x.mean(axis=(1, 2)))
-
-
-class _MobileNetV1(nn.Module):
-    width: float
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def layer(x: jax.Array, channels: int, window: int, stride: int, groups: int = 1) -> jax.Array:
-            x = _Conv(channels, (window, window), strides=stride, feature_group_count=groups)(x)
-            return nn.relu(_BatchNorm(use_running_average=not train)(x))
-
-        x = layer(x, round(32 * self.width), 3, 2)
-        for channels, stride in _MOBILENET_V1:
-            x = layer(x, x.shape[-1], 3, stride, groups=x.shape[-1])
-            x = layer(x, round(channels * self.width), 1, 1)
-        return _Dense(self.num_classes)(x.mean(axis=(1, 2)))
-
-
-def _halve(x: jax.Array) -> jax.Array:
-    """Max pooling 2 x 2; an odd last row or column is left out. A reshape, as its gradient is fast everywhere."""
-    n, h, w, c = x.shape
-    if min(h, w) < 2:
-        raise Error(f"vgg: expected at least 2 x 2 pixels before each pooling, found {h} x {w}; use fewer stages")
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-
-def _shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
-    """He et al.'s option A, without parameters: every second pixel, and zeros in the new channels."""
-    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
+            x = Dense(width, use_bias=False)(x)
+            x = nn.relu(BatchNorm(use_running_average=not train)(x))
+        return Dense(self.num_classes)(x)
 
 
 def _model(module: nn.Module) -> Model:
@@ -209,7 +155,7 @@ def resnet(*, depth: int = 20, num_classes: int = 10) -> Model:
     """
     if depth < 8 or depth % 6 != 2:
         raise Error(f"depth: expected 6n + 2 (8, 14, 20, ..., 56), found {depth}; choose one of these")
-    return _model(_ResNet(depth // 6, num_classes))
+    return _model(CifarResNet(depth // 6, num_classes))
 
 
 def mobilenet_v1(*, width: float = 1.0, num_classes: int = 1000) -> Model:
@@ -233,7 +179,55 @@ def mobilenet_v1(*, width: float = 1.0, num_classes: int = 1000) -> Model:
     """
     if round(32 * width) < 1:
         raise Error(f"width: expected at least 1/32, one channel in the first layer, found {width}; use 0.25 to 1")
-    return _model(_MobileNetV1(width, num_classes))
+    return _model(MobileNetV1(width, num_classes))
+
+
+def mobilenet_v2(*, width: float = 1.0, num_classes: int = 1000, small_images: bool = False) -> Model:
+    """Inverted residuals with linear bottlenecks for 224 x 224 pixels, batch norm and ReLU6; global average pooling.
+
+    Sandler et al., MobileNetV2 (CVPR 2018), table 2: 3.5 million parameters. Without dropout.
+
+    Args:
+      width: multiplies the channels, which are rounded to multiples of 8, of all layers; of the last convolution where
+        it is above 1 alone.
+      num_classes: number of logits.
+      small_images: for images of about 32 x 32 pixels, such as CIFAR's, of which 1 x 1 would remain: the first two
+        halvings are left out, and 4 x 4 remain. The weights have the same shapes.
+
+    Returns:
+      A model with batch statistics, for images of any size.
+
+    Raises:
+      Error: the width is not above 0.
+
+    >>> model = mobilenet_v2(width=0.35, num_classes=10, small_images=True)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    408938
+    """
+    if not width > 0:
+        raise Error(f"width: expected above 0, found {width}; use 0.35 to 1.4")
+    return _model(MobileNetV2(width, num_classes, small_images))
+
+
+def resnet18(*, num_classes: int = 1000, small_images: bool = False) -> Model:
+    """The residual network of 18 layers for ImageNet: 64 to 512 channels, projections where the shape changes.
+
+    He et al., Deep Residual Learning (CVPR 2016), table 1, option B.
+
+    Args:
+      num_classes: number of logits.
+      small_images: for images of about 32 x 32 pixels, such as CIFAR's, of which 1 x 1 would remain: the first
+        convolution is 3 x 3 with stride 1 in place of 7 x 7 with stride 2, and no pooling follows; 4 x 4 remain.
+
+    Returns:
+      A model with batch statistics, for images of any size.
+
+    >>> variables = jax.eval_shape(resnet18().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    11689512
+    """
+    return _model(ImageNetResNet((64, 128, 256, 512), num_classes, small_images))
 
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -244,6 +238,9 @@ MODELS: dict[str, Callable[..., Model]] = {
     "resnet20": functools.partial(resnet, depth=20),
     "resnet56": functools.partial(resnet, depth=56),
     "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_small": functools.partial(mobilenet_v2, width=0.35, small_images=True),  # for 32 x 32 pixels
+    "resnet18": resnet18,
 }
 
 

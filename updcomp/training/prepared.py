@@ -16,9 +16,10 @@ from updcomp.wire.errors import DatasetError
 _CHUNK = 1000  # records in memory at once while a dataset is decoded
 _MODES = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}  # by channels
 _CROP = 224 / 256  # side of the central square, as a share of the shorter side of an image
+_USUAL_SIZE = 224  # pixels a side where images vary in size
 
 
-def load(name: str, data_dir: str | Path | None, image_size: int) -> Source:
+def load(name: str, data_dir: str | Path | None, image_size: int | None) -> Source:
     """A prepared dataset by name; see `training.data.load`.
 
     Raises:
@@ -39,11 +40,32 @@ def load(name: str, data_dir: str | Path | None, image_size: int) -> Source:
         raise DatasetError(f"{found}; {_prepare_command(name, root)}")
     image, label = _supervised(name, builder.info)
     splits = ("train", _test_split(name, builder, label))
+    num_classes = builder.info.features[label].num_classes
     if None in builder.info.features[image].shape:
-        train, test = (_resized(folder, builder, split, image, label, image_size) for split in splits)
-    else:
-        train, test = (_decoded(builder, split, image, label) for split in splits)
-    return Source(train, test, builder.info.features[label].num_classes)
+        size = image_size or _USUAL_SIZE
+        train, test = (_resized(folder, builder, split, image, label, size) for split in splits)
+        return Source(train, test, num_classes)
+    train, test = (_decoded(builder, split, image, label) for split in splits)
+    return resize(Source(train, test, num_classes), image_size)
+
+
+def resize(source: Source, size: int | None) -> Source:
+    """A source with `size` pixels a side, of the central square of each image; None leaves the images as they are.
+
+    >>> one = Dataset(np.full((1, 3, 2, 1), 7, np.uint8), np.zeros(1, np.int32))
+    >>> resize(Source(one, one, 10), 4).test.images.shape
+    (1, 4, 4, 1)
+    """
+    if size is None:
+        return source
+
+    def resized(dataset: Dataset) -> Dataset:
+        images = np.empty((len(dataset.labels), size, size, dataset.images.shape[-1]), np.uint8)
+        for row, image in enumerate(dataset.images):
+            images[row] = central(image, size, share=1.0).reshape(images.shape[1:])
+        return Dataset(images, dataset.labels)
+
+    return Source(resized(source.train), resized(source.test), source.num_classes)
 
 
 def _supervised(name: str, info: Any) -> tuple[str, str]:
@@ -68,7 +90,7 @@ def _test_split(name: str, builder: Any, label: str) -> str:
     if not {"train", test} <= set(splits):
         found = f"expected the splits train and test (or validation), found {', '.join(sorted(splits))}"
         raise DatasetError(f"dataset {name}: {found}; choose another")
-    if {"test", "validation"} <= set(splits) and builder.as_data_source("test")[0][label] < 0:
+    if {"test", "validation"} <= set(splits) and _encoded(builder, "test")[0][label] < 0:
         return "validation"
     return test
 
@@ -85,11 +107,18 @@ def _decoded(builder: Any, split: str, image: str, label: str) -> Dataset:
     return Dataset(images, labels)
 
 
+def _encoded(builder: Any, split: str) -> Any:
+    """A split whose images, and masks where it has any, are still encoded."""
+    features = builder.info.features
+    pictures = (name for name in features if isinstance(features[name], tfds.features.Image))
+    return builder.as_data_source(split, decoders=dict.fromkeys(pictures, tfds.decode.SkipDecoding()))
+
+
 def _resized(folder: Path, builder: Any, split: str, image: str, label: str, size: int) -> Dataset:
     """A split in files beside the prepared one, which are written first where they are not there."""
     images_file, labels_file = (folder / f"updcomp-{split}-{part}.npy" for part in (f"images-{size}", "labels"))
     if not images_file.exists():
-        source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        source = _encoded(builder, split)
         shape = (len(source), size, size, builder.info.features[image].shape[-1])
         unfinished = images_file.with_suffix(f".{os.getpid()}.unfinished")
         try:
@@ -128,12 +157,13 @@ def _write_resized(file: BinaryIO, source: Any, image: str, label: str, shape: t
     return labels
 
 
-def central(image: np.ndarray, size: int) -> np.ndarray:
-    """The central square of 7/8 of the shorter side, resized: for size 224, the shorter side at 256 and then cropped.
+def central(image: np.ndarray, size: int, *, share: float = _CROP) -> np.ndarray:
+    """The central square, resized. By default for size 224: the shorter side at 256 and then cropped.
 
     Args:
       image: uint8 (h, w) or (h, w, c).
       size: pixels a side of the result.
+      share: side of the square, as a share of the shorter side.
 
     Returns:
       uint8 (size, size) or (size, size, c); means over areas where the square shrinks, bilinear where it grows.
@@ -142,7 +172,7 @@ def central(image: np.ndarray, size: int) -> np.ndarray:
     [[7, 7], [7, 7]]
     """
     h, w = image.shape[:2]
-    side = max(1, round(_CROP * min(h, w)))
+    side = max(1, round(share * min(h, w)))
     top, left = (h - side) // 2, (w - side) // 2
     square = image[top : top + side, left : left + side]
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)

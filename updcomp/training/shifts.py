@@ -89,6 +89,22 @@ def contrast_noise(key: jax.Array, images: jax.Array, *, contrast: float, noise:
     return jnp.clip(shifted, 0.0, 1.0)
 
 
+def inversion(key: jax.Array, images: jax.Array) -> jax.Array:
+    """The negative of every image: out = 1 - x.
+
+    Args:
+      key: a PRNG key, which plays no part.
+      images: float32 (n, h, w, c) in [0, 1].
+
+    Returns:
+      float32 (n, h, w, c) in [0, 1].
+
+    >>> inversion(jax.random.key(0), jnp.full((1, 1, 1, 1), 0.25)).item()
+    0.75
+    """
+    return 1 - images
+
+
 def shift_dataset(dataset: Dataset, shift: Shift, key: jax.Array, **options: float) -> Dataset:
     """The same samples in the changed world, fixed once and for all.
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from updcomp import partition, trees
+from updcomp import layers, partition, trees
 from updcomp.training import batches, devices, objectives
 from updcomp.training.objectives import Objective
 from updcomp.training.optimizers import OptimizerFactory, on_tree, with_learning_rate
-from updcomp.training.plans import Frozen, Named, Plan, variables_of
+from updcomp.training.plans import Frozen, Named, Plan, columns_of, part_of, variables_of, with_part
 from updcomp.trees import PyTree
 
 _LOSS = 2**31  # apart from all that methods fold into or split off their keys
@@ -64,16 +64,22 @@ def compiled_steps(
     factory: OptimizerFactory,
     schedule: Callable[[jax.Array], jax.Array],
     mesh: jax.sharding.Mesh | None,
+    microbatches: int,
     placing: Any,
 ) -> Callable[..., State]:
     """One step for each of a portion's batches, as one compiled function that donates its state."""
 
-    def loss(trainable: Named, moved: Named, frozen: Frozen, batch: PyTree, key: jax.Array) -> Any:
-        variables = variables_of(plan, trainable, moved, frozen)
-        value, extra = objectives.loss_of(objective, variables, batch, key, train=plan.train)
+    def loss(part: Named, trainable: Named, moved: Named, frozen: Frozen, batch: PyTree, key: jax.Array) -> Any:
+        columns = columns_of(plan, part, frozen)
+        whole = {name: leaf for name, leaf in part.items() if name not in columns}
+        variables = variables_of(plan, with_part(plan, trainable, whole, frozen), moved, frozen)
+        of_model = functools.partial(objectives.loss_of, objective, train=plan.train)
+        value, extra = layers.evaluate(of_model, variables, columns, batch, key)
         updated = trees.named_leaves(extra.updated)
         kept = {name: jnp.asarray(updated.get(name, old)).astype(old.dtype) for name, old in moved.items()}
         return value, (kept, extra.metrics)
+
+    gradient = _in_microbatches(jax.value_and_grad(loss, has_aux=True), microbatches)
 
     def step(
         i: jax.Array,
@@ -86,21 +92,21 @@ def compiled_steps(
     ) -> State:
         rows = portion.order[i]
         batch = devices.shard_batch(jax.tree.map(lambda leaf: leaf[rows], portion.data), mesh)
-        gradient = jax.value_and_grad(loss, has_aux=True)
         step_key = jax.random.fold_in(jax.random.fold_in(key, _LOSS), state.step)
-        (value, (moved, metrics)), gradients = gradient(state.trainable, state.moved, frozen, batch, step_key)
+        part = part_of(plan, state.trainable, frozen)
+        (value, (moved, metrics)), gradients = gradient(part, state.trainable, state.moved, frozen, batch, step_key)
         factor = schedule(state.step.astype(jnp.float32) / rates.steps)
         extra = {} if masks is None else {"mask": masks}
         updates, optimizer_state = optimizer_of(plan, factory, frozen.deployed).update(
             gradients,
             state.optimizer,
-            state.trainable,
-            learning_rate=jax.tree.map(lambda rate: rate * factor, rates.learning_rate),
+            part,
+            learning_rate={name: rates.learning_rate[name] * factor for name in part},
             **extra,
         )
         failed = (state.failed_step < 0) & ~jnp.isfinite(value)
         return state._replace(
-            trainable=optax.apply_updates(state.trainable, updates),
+            trainable=with_part(plan, state.trainable, optax.apply_updates(part, updates), frozen),
             moved=moved,
             optimizer=optimizer_state,
             step=state.step + 1,
@@ -112,6 +118,32 @@ def compiled_steps(
         return jax.lax.fori_loop(0, portion.steps, functools.partial(step, portion=portion, **rest), state)
 
     return _jit(steps, placing)
+
+
+def _in_microbatches(gradient: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The same function of (part, trainable, moved, frozen, batch, key), on `count` parts of the batch in turn.
+
+    The values, metrics and gradients are means over the parts; statistics move part by part.
+    """
+    if count == 1:
+        return gradient
+
+    def in_turn(part: Named, trainable: Named, moved: Named, frozen: Frozen, batch: PyTree, key: jax.Array) -> Any:
+        rows = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+
+        def add(i: jax.Array, carried: Any) -> Any:
+            moved, total = carried
+            own = jax.tree.map(lambda leaf: leaf[i], rows)
+            (value, (moved, metrics)), new = gradient(part, trainable, moved, frozen, own, jax.random.fold_in(key, i))
+            return moved, jax.tree.map(lambda old, x: old + x / count, total, ((value, metrics), new))
+
+        own = jax.tree.map(lambda leaf: leaf[0], rows)
+        (value, (_, metrics)), shapes = jax.eval_shape(gradient, part, trainable, moved, frozen, own, key)
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), ((value, metrics), shapes))
+        moved, ((value, metrics), total) = jax.lax.fori_loop(0, count, add, (moved, zeros))
+        return (value, (moved, metrics)), total
+
+    return in_turn
 
 
 @functools.lru_cache(maxsize=128)

@@ -55,6 +55,8 @@ class Task(NamedTuple):
       learning_rate: at the start of each training; methods multiply it.
       epochs: per training; a method may train more than once.
       batch_size: rows per step; a `Stream` has its own.
+      microbatches: how many equal parts of a batch are computed one after another; the gradient is their mean. That of
+        a loss that is a mean over rows stays the same, with less memory for activations, and more time.
       samples: int (n,), the rows of `train` in use; None: all.
       schedule: share of the training's steps that are done, from 0 to below 1 -> factor of the learning rate, such as
         `optimizers.cosine` or `optax.cosine_decay_schedule(1.0, 1)`. Keep one, as for `optimizer`.
@@ -75,6 +77,7 @@ class Task(NamedTuple):
     learning_rate: float
     epochs: int
     batch_size: int = 128
+    microbatches: int = 1
     samples: np.ndarray | None = None
     schedule: Callable[[jax.Array], jax.Array] = constant
     axes: Mapping[str, str] = MappingProxyType({})
@@ -110,7 +113,7 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         found = type(task.optimizer).__name__
         advice = "give optax.adam, and Task(learning_rate=1e-3) in place of optax.adam(1e-3)"
         raise Error(f"optimizer: expected a function of the learning rate, found {found}; {advice}")
-    for name in ("epochs", "batch_size", "eval_batch_size"):
+    for name in ("epochs", "batch_size", "microbatches", "eval_batch_size"):
         count: Any = getattr(task, name)
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise Error(f"{name}: expected a whole number from 1 on, found {count!r}")
@@ -135,6 +138,9 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
     parts = mesh.shape.get(devices.AXIS, 1) if mesh else 1
     if size % parts:
         raise Error(f"batch_size: expected a multiple of {parts} (the mesh's axis {devices.AXIS!r}), found {size}")
+    if size // parts % task.microbatches:
+        found = f"found {task.microbatches} for {size // parts} rows"
+        raise Error(f"microbatches: expected a divisor of the rows of a batch on each device, {found}")
 
 
 def _check_samples(task: Task) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from updcomp.training.convolution import convolve
+from updcomp.convolution import convolve
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CASES = [

@@ -5,6 +5,7 @@ convolution is a sum of products, one per kernel pixel; on other backends it sta
 function is lowered for its devices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_AT_A_TIME = 1 << 17  # numbers of the images that are convolved at a time, or of what that gives
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -99,10 +101,25 @@ def _sum_of_products(
         (size - window) // stride + 1
         for size, window, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
     )
-    out = jnp.zeros((), images.dtype)
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            ends = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
-            shifted = padded[:, i : ends[0] : strides[0], j : ends[1] : strides[1]]
-            out = out + multiply(shifted, kernel[i, j])
-    return out
+    outputs = kernel.shape[3]
+
+    def of_some(images: jax.Array) -> jax.Array:
+        out = jnp.zeros((), images.dtype)
+        for i in range(kernel.shape[0]):
+            for j in range(kernel.shape[1]):
+                ends = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
+                shifted = images[:, i : ends[0] : strides[0], j : ends[1] : strides[1]]
+                out = out + multiply(shifted, kernel[i, j])
+        return out
+
+    # Beside each other, all products of all images would be held at once.
+    some = _some(len(padded), max(math.prod(padded.shape[1:]), rows * columns * outputs))
+    if some == len(padded) or kernel.shape[:2] == (1, 1):
+        return of_some(padded)
+    out = lax.map(jax.checkpoint(of_some), padded.reshape(-1, some, *padded.shape[1:]))
+    return out.reshape(len(padded), rows, columns, outputs)
+
+
+def _some(count: int, size: int) -> int:
+    """How many images of so many numbers are convolved at a time: a divisor of their count."""
+    return next(some for some in range(max(1, min(count, _AT_A_TIME // size)), 0, -1) if count % some == 0)
