@@ -5,8 +5,10 @@ convolution is a sum of products, one per kernel pixel; on other backends it sta
 function is lowered for its devices.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +17,19 @@ from jax import lax
 
 _AT_A_TIME = 1 << 17  # numbers of the images that are convolved at a time, or of what that gives
 _NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+_native = contextvars.ContextVar("native", default=False)
+
+
+@contextlib.contextmanager
+def native() -> Iterator[None]:
+    """Within it, what is traced has the backend's own convolutions, whose operations compilers count."""
+    token = _native.set(True)
+    try:
+        yield
+    finally:
+        _native.reset(token)
 
 
 def convolve(
@@ -70,7 +85,7 @@ def convolve(
     def products(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return _sum_of_products(images, kernel, window_strides, padding, multiply)
 
-    if not (is_depthwise or feature_group_count == 1) or not _is_plain(images, kernel, options):
+    if _native.get() or not (is_depthwise or feature_group_count == 1) or not _is_plain(images, kernel, options):
         return native(images, kernel)
     out: jax.Array = lax.platform_dependent(images, kernel, cpu=products, default=native)
     return out

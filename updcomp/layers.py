@@ -6,9 +6,8 @@ saves the rest of the kernel's gradient instead of masking it.
 """
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from updcomp import trees
-from updcomp.trees import PyTree
 from updcomp.convolution import convolve
+from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.views import View
 
@@ -191,9 +190,7 @@ def outputs(
     return {name: jnp.concatenate(parts, axis=1) for name, parts in found.items()}
 
 
-def evaluate(
-    function: Callable[..., Any], variables: PyTree, chosen: Mapping[str, Columns], *args: Any
-) -> Any:
+def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[str, Columns], *args: Any) -> Any:
     """A function of a model of which only some columns are differentiated.
 
     The value is `function(variables, *args)`: the variables hold the columns already. The gradient with respect to the
@@ -276,7 +273,12 @@ class _Program:
     """The program of a function, with the leaves of the model as its first inputs."""
 
     def __init__(
-        self, function: Callable[..., Any], variables: PyTree, leaves: dict[str, Any], names: Collection[str], *args: Any
+        self,
+        function: Callable[..., Any],
+        variables: PyTree,
+        leaves: dict[str, Any],
+        names: Collection[str],
+        *args: Any,
     ) -> None:
         def of_leaves(leaves: dict[str, Any], *args: Any) -> Any:
             return function(trees.replace(variables, leaves), *args)
@@ -284,7 +286,9 @@ class _Program:
         self._closed, shapes = jax.make_jaxpr(of_leaves, return_shape=True)(leaves, *args)
         self._structure = jax.tree.structure(shapes)
         self._inputs = jax.tree.leaves((leaves, *args))
-        self._marks: list[_Mark] = [_first_mark(name, leaves[name]) if name in names else None for name in sorted(leaves)]
+        self._marks: list[_Mark] = [
+            _first_mark(name, leaves[name]) if name in names else None for name in sorted(leaves)
+        ]
         self._marks += [None] * (len(self._inputs) - len(self._marks))
 
     def run(self, visit: Visit, uses: _Uses) -> Any:
@@ -335,9 +339,9 @@ def _step(
             run = lambda *given: _evaluate(parameters["jaxpr"], (), given, marks, visit, uses)[0]  # noqa: E731
             options = {key: parameters[key] for key in ("prevent_cse", "policy")}
             return jax.checkpoint(run, **options)(*given), [None] * len(equation.outvars)
-        if (product := _product_of(equation, given, marks)) is not None:
-            activation, kernel = product[1:]
-            return [visit(product[0], given[activation], given[kernel])], [_Output(product[0].name)]
+        if (found := _product_of(equation, given, marks)) is not None:
+            product, activation, kernel = found
+            return [visit(product, given[activation], given[kernel])], [_Output(product.name)]
     out = equation.primitive.bind(*given, **equation.primitive.get_bind_params(parameters))
     results = list(out) if equation.primitive.multiple_results else [out]
     return results, [_mark_of(equation, marks, uses)] + [None] * (len(results) - 1)
@@ -378,7 +382,8 @@ def _product_of(equation: Any, given: list[Any], marks: list[_Mark]) -> tuple[_P
     (kernel,) = kernels
     mark: Any = marks[kernel]
     if name == "dot_general":
-        return _dot(equation.params, mark, given[kernel].shape, given[1 - kernel].ndim, first=kernel == 0), 1 - kernel, kernel
+        product = _dot(equation.params, mark, given[kernel].shape, given[1 - kernel].ndim, first=kernel == 0)
+        return None if product is None else (product, 1 - kernel, kernel)
     places, parameters = [0, 1], equation.params
     if name == "cond":
         for branch in parameters["branches"]:
@@ -434,7 +439,9 @@ def _convolution(parameters: Mapping[str, Any], mark: _Kernel, shape: Sequence[i
     rest = sorted(axis for axis in range(len(shape)) if axis != out_axis)
     leaf_out = mark.axes[out_axis]
     view = View(tuple(sorted(mark.axes[axis] for axis in rest)), (leaf_out,))
-    options = {key: value for key, value in parameters.items() if key not in ("feature_group_count", "batch_group_count")}
+    options = {
+        key: value for key, value in parameters.items() if key not in ("feature_group_count", "batch_group_count")
+    }
     strides, padding = options.pop("window_strides"), options.pop("padding")
 
     def apply(activation: Any, kernel: Any, groups: int = groups) -> Any:

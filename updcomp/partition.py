@@ -29,6 +29,7 @@ class Leaf(NamedTuple):
     name: str  # its path, joined by "/"
     role: str  # KERNEL, AUX, STATE or FIXED
     view: View  # how it is read as matrices (fan-in, fan-out)
+    depth: int | None = None  # place of its layer in the program, from 0; None where nobody has looked
 
 
 class Partition(NamedTuple):

@@ -6,6 +6,7 @@ A new method is one file here and one line in `METHODS`.
 from collections.abc import Callable
 
 from updcomp.methods.base import Method
+from updcomp.methods.chosen_neurons import neurons
 from updcomp.methods.deep_partial_updating import partial
 from updcomp.methods.fixed_mask import magnitude_mask, random_mask
 from updcomp.methods.full_updating import full
@@ -20,6 +21,18 @@ METHODS: dict[str, Callable[..., Method]] = {
     "subspace": subspace,
     "random_mask": random_mask,
     "magnitude_mask": magnitude_mask,
+    "neurons": neurons,
 }
 
-__all__ = ["METHODS", "Method", "by_path", "full", "low_rank", "magnitude_mask", "partial", "random_mask", "subspace"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "by_path",
+    "full",
+    "low_rank",
+    "magnitude_mask",
+    "neurons",
+    "partial",
+    "random_mask",
+    "subspace",
+]

@@ -7,7 +7,6 @@ are compiled once.
 
 import hashlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +54,7 @@ class Training(NamedTuple):
     state: State
     epoch: int  # epochs done
     start_score: float
+    step_seconds: float = float("nan")  # mean over the last epoch, validation aside
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
     training = begin(
         key, task, plan, trainable, frozen, moved=moved, rates=rates, masks=masks, optimizer_state=optimizer_state
     )
-    saved = Checkpoints(Path(task.checkpoints) / _folder(training)) if task.checkpoints else None
+    saved = Checkpoints(Path(task.checkpoints) / folder_of(training)) if task.checkpoints else None
     if saved and (found := saved.restore_latest(training.state)):
         training = training._replace(epoch=found[0], state=found[1])
     last_save = time.monotonic()
@@ -141,14 +141,16 @@ def run_epoch(training: Training) -> Training:
     """
     task, plan, state = training.task, training.plan, training.state
     start = time.perf_counter()
-    run = _steps(training)
+    run = steps.compiled_steps(*program_of(training))
     state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
     for portion in batches.epoch(
         task.train, task.samples, task.batch_size, key=training.key, number=training.epoch, mesh=training.mesh
     ):
         state.step.block_until_ready()  # so that at most two chunks are on the device
-        state = run(state, portion=portion, **_arguments(training))
-    training = _validated(training._replace(state=state, epoch=training.epoch + 1))
+        state = run(state, portion=portion, **arguments_of(training))
+    state.step.block_until_ready()
+    seconds = (time.perf_counter() - start) / training.steps_per_epoch
+    training = _validated(training._replace(state=state, epoch=training.epoch + 1, step_seconds=seconds))
     _check_finite(training)
     if task.callback:
         loss, metrics = jax.tree.map(lambda total: np.asarray(total) / training.steps_per_epoch, training.state.sums)
@@ -158,44 +160,15 @@ def run_epoch(training: Training) -> Training:
     return training
 
 
-def _steps(training: Training) -> Callable[..., State]:
-    task = training.task
-    return steps.compiled_steps(
-        training.plan._replace(name=""),
-        task.objective,
-        task.optimizer,
-        task.schedule,
-        training.mesh,
-        task.microbatches,
-        steps.placing_of(training.mesh, training.state),
-    )
+def program_of(training: Training) -> tuple[Any, ...]:
+    """What compiled steps belong to: the arguments of `steps.compiled_steps`."""
+    task, placing = training.task, steps.placing_of(training.mesh, training.state)
+    plan = training.plan._replace(name="")
+    return plan, task.objective, task.optimizer, task.schedule, training.mesh, task.microbatches, placing
 
 
-class Analysis(NamedTuple):
-    """What the compiler says of a step."""
-
-    flops: float  # of one batch: forward, backward and optimizer
-    temporary_bytes: int  # the most that is held at a time beside the state and the data: activations, gradients
-
-
-def analyse(training: Training) -> Analysis:
-    """Compiles the steps of an epoch, which `run_epoch` then need not, and reads the compiler's own analysis."""
-    task, state = training.task, training.state
-    first = next(
-        batches.epoch(task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh)
-    )
-    compiled = _steps(training).lower(state, portion=first, **_arguments(training)).compile()
-    return analysis_of(compiled)
-
-
-def analysis_of(compiled: Any) -> Analysis:
-    """The analysis of a compiled function; its loops count once."""
-    cost = compiled.cost_analysis() or {}
-    return Analysis(float(cost.get("flops", 0.0)), int(compiled.memory_analysis().temp_size_in_bytes))
-
-
-def _arguments(training: Training) -> dict[str, Any]:
-    """Those of the steps beside the state and the data."""
+def arguments_of(training: Training) -> dict[str, Any]:
+    """The arguments of compiled steps beside the state and the data."""
     return {
         "frozen": training.frozen,
         "masks": training.masks,
@@ -218,7 +191,7 @@ def fitted(training: Training) -> Fitted:
     )
 
 
-def _folder(training: Training) -> str:
+def folder_of(training: Training) -> str:
     """Where a training saves itself: its name, and a digest of all that it starts from but its data and functions."""
     task, plan, state = training.task, training.plan, training.state
     samples = None if task.samples is None else np.asarray(task.samples).tolist()

@@ -1,0 +1,202 @@
+"""What neurons are chosen by: their gradients and how their outputs move, on a few training samples."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from updcomp import layers, neurons
+from updcomp.layers import Layer
+from updcomp.methods.base import Model
+from updcomp.neurons import Velocity
+from updcomp.partition import AUX, KERNEL
+from updcomp.training import analysis, batches, devices, objectives
+from updcomp.training.analysis import Analysis
+from updcomp.training.batches import Stream
+from updcomp.training.objectives import Objective
+from updcomp.training.plans import Frozen, Named, Plan, variables_of
+from updcomp.training.tasks import Task
+from updcomp.trees import PyTree
+from updcomp.wire import views
+from updcomp.wire.errors import Error
+
+_ROWS = 8  # of which gradients are taken at a time
+
+
+def layers_of(model: Model, task: Task) -> tuple[Layer, ...]:
+    """The layers of a model, as its task's loss uses them.
+
+    Raises:
+      Error: there are none.
+    """
+    names = [leaf.name for role in (KERNEL, AUX) for leaf in model.partition.of_role(role)]
+    loss = functools.partial(_loss, task.objective, False)
+    example = batches.example(task.train, task.batch_size)
+    found = layers.find(loss, model.variables, example, jax.random.key(0), names=names)
+    if not found:
+        kernels = [leaf.name for leaf in model.partition.of_role(KERNEL)][:8]
+        expected = "expected a dot product or a convolution with a kernel as such, once it is transposed or cast"
+        raise Error(f"neurons: {expected}, found none in the loss; the model's kernels are {kernels}; use partial()")
+    return found
+
+
+def at_rest(layers_: tuple[Layer, ...]) -> dict[str, Velocity]:
+    """The velocities before the first epoch."""
+    return {layer.kernel: neurons.at_rest(layer.neurons) for layer in layers_}
+
+
+def _loss(objective: Objective, train: bool, variables: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
+    return objectives.loss_of(objective, variables, batch, key, train=train)[0]
+
+
+class Probe:
+    """The first training samples, and what is computed on them."""
+
+    def __init__(self, task: Task, plan: Plan, layers_: tuple[Layer, ...], deployed: PyTree, count: int) -> None:
+        """Takes the samples.
+
+        Args:
+          task: has them; of a stream, its first batch.
+          plan: of training all neurons.
+          layers_: of the model.
+          deployed: the model, on devices.
+          count: how many samples, if there are so many.
+        """
+        train = task.train.example if isinstance(task.train, Stream) else task.train
+        chosen = (
+            np.arange(batches.rows(train)) if isinstance(task.train, Stream) or task.samples is None else task.samples
+        )
+        rows = np.asarray(chosen)[:count]
+        self._mesh = devices.mesh_for(task.mesh, deployed)
+        self._rows = devices.replicate(jax.tree.map(lambda leaf: leaf[rows], train), self._mesh)
+        self._deployed, self._task, self._plan = deployed, task, plan
+        self._of = (task.objective, plan._replace(name=""), layers_)
+        self._peaks: dict[str, int] = {}
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that anything here took, by the compiler."""
+        return max(self._peaks.values(), default=0)
+
+    def forward(self) -> Analysis:
+        """The compiler's analysis of the forward pass of a batch; its memory is that of a microbatch."""
+        task = self._task
+        rows = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
+        return _forward(
+            *self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)), task.microbatches
+        )
+
+    def squared_gradients(self, trainable: Named, key: jax.Array) -> dict[str, np.ndarray]:
+        """The mean squared norm of each neuron's gradient, its bias included.
+
+        Args:
+          trainable: all kernels and biases.
+          key: of the loss.
+
+        Returns:
+          Kernel's name -> float32 (neurons,).
+        """
+        found = self._call("gradients", _gradients(*self._of), trainable, self._deployed, self._rows, key)
+        return {name: np.asarray(own) for name, own in found.items()}
+
+    def accelerated(self, velocity: dict[str, Velocity] | None, old: Named, new: Named) -> dict[str, Velocity]:
+        """The velocities after an epoch.
+
+        Args:
+          velocity: before it; None at the start.
+          old: all kernels and biases before it.
+          new: the same after it.
+
+        Returns:
+          Kernel's name -> velocity.
+        """
+        moved = self._call(
+            "velocities",
+            _accelerated(*self._of),
+            velocity or at_rest(self._of[2]),
+            old,
+            new,
+            self._deployed,
+            self._rows,
+        )
+        return dict(jax.block_until_ready(moved))
+
+    def _call(self, name: str, function: Any, *args: Any) -> Any:
+        if name not in self._peaks:
+            compiled = function.lower(*args).compile()
+            self._peaks[name] = int(compiled.memory_analysis().temp_size_in_bytes)
+        return function(*args)
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(objective: Objective, plan: Plan, deployed: Any, example: Any, microbatches: int) -> Analysis:
+    variables, batch = (jax.tree.unflatten(*shapes) for shapes in (deployed, example))
+    part = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((len(x) // microbatches, *x.shape[1:]), x.dtype) if hasattr(x, "shape") else x,
+        batch,
+    )
+    loss, key = functools.partial(_loss, objective, plan.train), jax.eval_shape(lambda: jax.random.key(0))
+    whole = analysis.of_function(loss, variables, batch, key)
+    return (
+        whole
+        if microbatches == 1
+        else whole._replace(temporary_bytes=analysis.of_function(loss, variables, part, key).temporary_bytes)
+    )
+
+
+def _shapes(tree: PyTree) -> tuple[Any, tuple[Any, ...]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def _gradients(objective: Objective, plan: Plan, layers_: tuple[Layer, ...]) -> Callable[..., Any]:
+    def loss(trainable: Named, deployed: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
+        return _loss(objective, plan.train, variables_of(plan, trainable, {}, Frozen(deployed, {})), batch, key)
+
+    def squares(gradients: Named) -> dict[str, jax.Array]:
+        found = {}
+        for layer in layers_:
+            found[layer.kernel] = jnp.sum(views.split(gradients[layer.kernel], layer.view)[0] ** 2, axis=0)
+            if layer.bias:
+                found[layer.kernel] += gradients[layer.bias].reshape(-1) ** 2
+        return found
+
+    def mean_squares(trainable: Named, deployed: PyTree, rows: PyTree, key: jax.Array) -> dict[str, jax.Array]:
+        count = batches.rows(rows)
+        size = next(size for size in range(min(_ROWS, count), 0, -1) if count % size == 0)
+
+        def add(i: jax.Array, total: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * size, size), rows)
+            own = squares(jax.grad(loss)(trainable, deployed, batch, jax.random.fold_in(key, i)))
+            return jax.tree.map(jnp.add, total, own)
+
+        zeros = {layer.kernel: jnp.zeros(layer.neurons) for layer in layers_}
+        total = jax.lax.fori_loop(0, count // size, add, zeros)
+        return jax.tree.map(lambda own: own * (size / count), total)
+
+    return jax.jit(mean_squares)
+
+
+@functools.lru_cache(maxsize=64)
+def _accelerated(objective: Objective, plan: Plan, layers_: tuple[Layer, ...]) -> Callable[..., Any]:
+    names = [layer.kernel for layer in layers_]
+
+    def outputs(trainable: Named, deployed: PyTree, rows: PyTree) -> dict[str, jax.Array]:
+        variables = variables_of(plan, trainable, {}, Frozen(deployed, {}))
+        return layers.outputs(
+            functools.partial(_loss, objective, False), variables, rows, jax.random.key(0), names=names
+        )
+
+    def accelerate(
+        velocity: dict[str, Velocity], old: Named, new: Named, deployed: PyTree, rows: PyTree
+    ) -> dict[str, Velocity]:
+        before, after = outputs(old, deployed, rows), outputs(new, deployed, rows)
+        return {
+            name: neurons.accelerate(velocity[name], neurons.similarity(before[name], after[name])) for name in names
+        }
+
+    return jax.jit(accelerate)

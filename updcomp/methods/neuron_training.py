@@ -1,0 +1,298 @@
+"""One training of chosen neurons: choose, compile or reuse, train an epoch, measure, choose again."""
+
+import functools
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from updcomp import neurons, quantize
+from updcomp.layers import Layer
+from updcomp.methods import base, neuron_probes
+from updcomp.methods.base import Model
+from updcomp.methods.column_shapes import Shapes, carried, views_of
+from updcomp.methods.neuron_probes import Probe
+from updcomp.methods.selections import Scene, Selection
+from updcomp.neurons import Choice, Cost, Memory, Velocity
+from updcomp.partition import KERNEL, Partition
+from updcomp.training import analysis, loop, steps
+from updcomp.training.checkpoints import Checkpoints
+from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
+from updcomp.training.plans import Frozen, Plan, as_trained, part_of, with_part
+from updcomp.training.tasks import Task
+from updcomp.trees import PyTree
+from updcomp.wire import views
+from updcomp.wire.errors import Error
+from updcomp.wire.kind import Block
+from updcomp.wire.kinds.columns import Columns
+from updcomp.wire.packet import Packet
+
+Share = float | int
+
+_TRIES = 8  # to find a choice of which the compiler says that it fits
+_SELECTION = 2**31 + 16  # folded into a method's key
+
+
+class Budget(NamedTuple):
+    """What training may take: whole numbers, or as floats up to 1.0 shares of training all neurons; None: anything."""
+
+    weights: Share | None
+    flops: Share | None
+    memory: Share | None
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+          Error: one is neither.
+        """
+        for name, share in self._asdict().items():
+            is_number = isinstance(share, int | float) and not isinstance(share, bool)
+            if share is not None and not (is_number and share > 0 and (isinstance(share, int) or share <= 1)):
+                expected = "expected a whole number above 0, or a share above 0.0 and up to 1.0 of all neurons'"
+                raise Error(f"{name}: {expected}, found {share!r}")
+
+    def limits(self, full: Cost) -> Cost:
+        """In absolute numbers, where training all neurons takes `full`."""
+        pairs = zip(self, full, strict=True)
+        return Cost(*(math.inf if s is None else s * most if isinstance(s, float) else float(s) for s, most in pairs))
+
+
+class Spent(NamedTuple):
+    """What training took."""
+
+    weights: int  # that trained at a time, the most of any epoch
+    backward_flops: float  # of a batch, the most of any epoch: the compiled step's beyond the forward pass
+    peak_bytes: int  # of a step or of choosing, the most of any epoch
+    step_seconds: float  # median over the epochs of their mean
+    choosing_share: float  # seconds of choosing neurons for each second of steps, median over the epochs
+    compiled: int  # shapes of chosen columns
+
+
+class Outcome(NamedTuple):
+    """What a training gave."""
+
+    packet: Packet
+    spent: Spent
+    full: Cost  # what training all neurons takes
+    partitions: tuple[Partition, ...]  # of each epoch: the leaves that trained; all have the depth of their layer
+
+
+class NeuronTraining:
+    """The training of a `methods.neurons`."""
+
+    def __init__(
+        self,
+        key: jax.Array,
+        deployed: PyTree,
+        task: Task,
+        *,
+        selection: Selection,
+        budget: Budget,
+        rate: float,
+        probe: int,
+        shapes: int,
+    ) -> None:
+        """Finds the layers, and measures what training all neurons takes.
+
+        Raises:
+          Error: there are none, or not one fits the budget.
+        """
+        self._key, self._task, self._selection, self._rate = key, task, selection, rate
+        model = base.model_of(deployed, task)
+        self._layers = neuron_probes.layers_of(model, task)
+        self._model = _chosen(model, self._layers)
+        self._views = views_of(self._layers)
+        self._start = self._model.trained()
+        plan = Plan("neurons", self._model.partition, tuple((name, as_trained) for name in sorted(self._start)))
+        rates = dict.fromkeys(self._start, rate)
+        frozen = Frozen(self._model.variables, {})
+        self._training = loop.begin(key, task, plan, self._start, frozen, rates=rates)
+        self._probe = Probe(task, plan, self._layers, self._model.variables, probe)
+        self._forward = self._probe.forward()
+        self._full, self._memory = self._measure()
+        self._limits = budget.limits(self._full)
+        self._strictness = Cost(1.0, 1.0, 1.0)  # factors of the limits, where more is compiled than was expected
+        self._shapes = Shapes(self._layers, shapes, self._cost_of)
+        self._velocity: dict[str, Velocity] | None = None
+        self._spent = Cost(0.0, 0.0, 0.0)
+        self._seconds: list[tuple[float, float]] = []  # of choosing and of the steps, by epoch
+        self._partitions: list[Partition] = []
+
+    def outcome(self, bits: int) -> Outcome:
+        """Trains all epochs.
+
+        Args:
+          bits: of each sent weight's delta.
+
+        Returns:
+          `Outcome`.
+        """
+        task = self._task
+        saved = Checkpoints(Path(task.checkpoints) / self._folder()) if task.checkpoints else None
+        if saved and (found := saved.restore_latest(self._state())):
+            self._restore(*found)
+        last_save = time.monotonic()
+        while self._training.epoch < task.epochs:
+            self._run_epoch()
+            if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
+                saved.save(self._training.epoch, self._state())
+                last_save = time.monotonic()
+        return Outcome(self._packet(bits), self._report(), self._full, tuple(self._partitions))
+
+    def _run_epoch(self) -> None:
+        start = time.perf_counter()
+        if not self._partitions or self._selection.again:
+            self._choose()
+        training = self._training
+        # What trains is donated, so its values before are copied where they will be compared.
+        part = part_of(training.plan, training.state.trainable, training.frozen) if self._selection.moves else {}
+        before = jax.tree.map(jnp.copy, part)
+        chosen = time.perf_counter()
+        self._training = training = loop.run_epoch(training)
+        ended = time.perf_counter()
+        if self._selection.moves:
+            old = with_part(training.plan, training.state.trainable, before, training.frozen)
+            self._velocity = self._probe.accelerated(self._velocity, old, training.state.trainable)
+        self._seconds.append(
+            (chosen - start + time.perf_counter() - ended, training.step_seconds * training.steps_per_epoch)
+        )
+        self._partitions.append(training.plan.partition)
+
+    def _cost_of(self, counts: neurons.Counts) -> Cost:
+        return neurons.cost(self._layers, counts, self._memory)
+
+    def _measure(self) -> tuple[Cost, Memory]:
+        """What training all neurons takes, by the compiler, and the factors that explain its memory."""
+        found = analysis.of_steps(self._training)
+        size = sum(leaf.size for leaf in self._start.values())
+        weights = 8 + _bytes(self._training.state.optimizer) / size
+        peak = self._peak(self._training, found.temporary_bytes)
+        memory = neurons.fit_memory(
+            self._layers,
+            per_weight=weights,
+            forward_bytes=self._forward.temporary_bytes,
+            training_bytes=max(0.0, peak - weights * size),
+        )
+        return Cost(size, found.flops - self._forward.flops, peak), memory
+
+    def _peak(self, training: Training, temporary_bytes: int) -> int:
+        """Bytes at the peak of a step: columns that train are temporaries, leaves that train whole are not."""
+        parts = training.plan.parts
+        whole = self._start if parts is None else [name for name, view in parts if view is None]
+        return temporary_bytes + sum(self._start[name].nbytes for name in whole) + _bytes(training.state.optimizer)
+
+    def _choose(self) -> None:
+        """Chooses neurons, and makes them what trains, once the compiler says that they fit the budget."""
+        for _ in range(_TRIES):
+            limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
+            scene = self._scene(limits)
+            if not (choice := self._selection.choose(scene)):
+                break
+            choice = self._shapes.fit(choice, scene.generator)
+            training = self._with(choice)
+            spent = self._analysed(training, choice)
+            if not self._selection.limited or spent.within(self._limits):
+                self._training = training
+                self._spent = Cost(*map(max, self._spent, spent))
+                return
+            self._shapes.forget()
+            self._strictness = Cost(
+                *(
+                    factor * min(1.0, 0.97 * limit / own)
+                    for factor, own, limit in zip(self._strictness, spent, self._limits, strict=True)
+                )
+            )
+        least = neurons.smallest(self._layers, self._cost_of)
+        raise Error(
+            f"budget: expected at least about {_said(least)}, the least for one neuron, found {_said(self._limits)}; "
+            f"all neurons take {_said(self._full)}"
+        )
+
+    def _with(self, choice: Choice) -> Training:
+        """The training in which these neurons train from here on."""
+        training, numbers = self._training, self._shapes.numbers(choice)
+        parts = self._model.partition._replace(chosen=frozenset(choice))
+        plan = training.plan._replace(partition=parts, parts=self._shapes.parts())
+        frozen = Frozen(training.frozen.deployed, {name: jnp.asarray(own) for name, own in numbers.items()})
+        part = part_of(plan, training.state.trainable, frozen)
+        optimizer = steps.optimizer_of(plan, self._task.optimizer, frozen.deployed).init(part)
+        if self._partitions:
+            before = {name: training.frozen.fixed.get(name) for name, _ in training.plan.parts or ()}
+            after = {name: numbers.get(name) for name, _ in plan.parts or ()}
+            optimizer = carried(training.state.optimizer, optimizer, before, after, self._views)
+        return training._replace(plan=plan, frozen=frozen, state=training.state._replace(optimizer=optimizer))
+
+    def _analysed(self, training: Training, choice: Choice) -> Cost:
+        """What a step takes, by the compiler."""
+        found = analysis.of_steps(training)
+        columns = neurons.whole(self._layers)
+        weights = sum(len(own) * self._start[name].size // columns[name] for name, own in choice.items())
+        peak = self._peak(training, found.temporary_bytes)
+        return Cost(weights, found.flops - self._forward.flops, max(peak, self._probe.peak_bytes))
+
+    def _scene(self, limits: Cost) -> Scene:
+        key = jax.random.fold_in(self._key, _SELECTION)
+        generator = np.random.default_rng([*jax.random.key_data(key).tolist(), self._training.epoch])
+        now = functools.partial(self._probe.squared_gradients, self._training.state.trainable, key)
+        first = functools.partial(self._probe.squared_gradients, self._start, key)
+        return Scene(self._layers, limits, self._cost_of, generator, self._velocity, now, first)
+
+    def _packet(self, bits: int) -> Packet:
+        """The columns that changed, up to the best epoch."""
+        blocks: dict[str, Block] = {}
+        best = self._training.state.best[0]
+        for name, view in self._views.items():
+            change = np.asarray(views.split(best[name] - self._start[name], view)[0])
+            columns = np.flatnonzero(change.any(axis=0))
+            if len(columns):
+                blocks[name] = Columns(columns, *quantize.to_integers(change[:, columns], bits), view)
+        return Packet(blocks)
+
+    def _report(self) -> Spent:
+        choosing, trained = zip(*self._seconds, strict=True) if self._seconds else ((math.nan,), (math.nan,))
+        return Spent(
+            weights=int(self._spent.weights),
+            backward_flops=float(self._spent.flops),
+            peak_bytes=int(self._spent.memory),
+            step_seconds=statistics.median(trained) / self._training.steps_per_epoch,
+            choosing_share=statistics.median(one / other for one, other in zip(choosing, trained, strict=True)),
+            compiled=self._shapes.count,
+        )
+
+    def _state(self) -> PyTree:
+        """What a killed training goes on from; its shapes do not depend on the choice, so moments are left out."""
+        state = self._training.state._replace(optimizer=())
+        return state, self._velocity or neuron_probes.at_rest(self._layers)
+
+    def _restore(self, epoch: int, saved: PyTree) -> None:
+        state, velocity = saved
+        self._velocity = velocity
+        kept = self._training.state.optimizer
+        self._training = self._training._replace(epoch=epoch, state=state._replace(optimizer=kept))
+
+    def _folder(self) -> str:
+        return f"{loop.folder_of(self._training)}"
+
+
+def _chosen(model: Model, layers: tuple[Layer, ...]) -> Model:
+    """The model with the leaves of its layers chosen, and their depths."""
+    bits = dict.fromkeys(neurons.whole(layers), 16)
+    model = base.choose(model, bits)
+    base.check_lossy(model, model.of_role(KERNEL), bits)
+    depths = {name: layer.depth for layer in layers for name in (layer.kernel, layer.bias) if name}
+    leaves = tuple(leaf._replace(depth=depths.get(leaf.name)) for leaf in model.partition.leaves)
+    return model._replace(partition=model.partition._replace(leaves=leaves))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _said(cost: Cost) -> str:
+    return ", ".join(f"{name}={own:,.0f}" for name, own in cost._asdict().items() if own < math.inf)
