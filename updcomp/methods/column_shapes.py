@@ -14,7 +14,7 @@ from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.views import View
 
-_STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # how much of a layer a shape has room for
+_STEPS = 16  # a shape has room for so many sixteenths of a layer
 _LARGER = 1.25  # times the cost of its own shape a choice may take another one
 
 Shape = dict[str, int | None]
@@ -103,9 +103,8 @@ class Shapes:
         total = self._columns[name]
         if not self._views[name].in_axes:
             return total  # a bias costs too little for shapes of its own
-        return (
-            None if count == total else next(room for step in _STEPS if (room := int(np.ceil(step * total))) >= count)
-        )
+        sixteenths = -(-count * _STEPS // total)
+        return None if count == total else -(-sixteenths * total // _STEPS)
 
     def _price(self, shape: Shape) -> Cost:
         return self._cost_of({name: self._columns[name] if room is None else room for name, room in shape.items()})

@@ -10,7 +10,7 @@ from updcomp.layers import Layer
 from updcomp.neurons import Choice, Cost, CostOf, Velocity
 
 _BIASES = 0.5  # share of the layers whose biases the static scheme trains
-_RATIOS = (1.0, 0.5, 0.25, 0.125)  # of the neurons of a layer, in the static scheme
+_RATIOS = tuple(2.0**-i for i in range(8))  # of the neurons of a layer, in the static scheme
 _GRADIENT_SHARE = 0.9  # of the gradient norm: what the layers hold that a layer ranking keeps
 
 Scores = dict[str, np.ndarray]  # kernel's name -> float (neurons,)
@@ -73,24 +73,23 @@ def _by_layer(scene: Scene) -> Choice:
 
 
 def _static(scene: Scene) -> Choice:
-    """The biases of the last layers, and of the same layers the largest ratio of the weights that fits."""
+    """The biases of the last layers, and the largest ratio of weights that fits of each of these, best rewarded first.
+
+    Lin et al. search for both off the device; here the reward is the squared gradient of the deployed model per weight.
+    """
+    rewards = {name: float(np.mean(own)) for name, own in scene.first_gradients().items()}
     last = scene.layers[-max(1, round(_BIASES * len(scene.layers))) :]
-    while last:
-        biases = {layer.bias: np.arange(layer.neurons, dtype=np.int32) for layer in last if layer.bias}
+    choice: Choice = {}
+    for layer in reversed(last):
+        bias = {layer.bias: np.arange(layer.neurons, dtype=np.int32)} if layer.bias else {}
+        choice |= bias if _fits(scene, {**choice, **bias}) else {}
+    for layer in sorted(last, key=lambda layer: -rewards[layer.kernel] / layer.fan_in):
         for ratio in _RATIOS:
-            kernels = {layer.kernel: np.arange(max(1, int(ratio * layer.neurons)), dtype=np.int32) for layer in last}
-            if _fits(scene, {**biases, **kernels}):
-                return {**biases, **kernels}
-        if biases and _fits(scene, biases):
-            # Not even an eighth of every layer: of the most rewarding ones alone.
-            rewards = {name: float(np.sum(own)) for name, own in scene.first_gradients().items()}
-            choice: Choice = dict(biases)
-            for layer in sorted(last, key=lambda layer: -rewards.get(layer.kernel, 0.0) / layer.fan_in):
-                kernel = {layer.kernel: np.arange(max(1, int(_RATIOS[-1] * layer.neurons)), dtype=np.int32)}
-                choice = {**choice, **kernel} if _fits(scene, {**choice, **kernel}) else choice
-            return choice
-        last = last[1:]
-    return {}
+            kernel = {layer.kernel: np.arange(max(1, int(ratio * layer.neurons)), dtype=np.int32)}
+            if _fits(scene, {**choice, **kernel}):
+                choice |= kernel
+                break
+    return choice
 
 
 def _fits(scene: Scene, choice: Choice) -> bool:
