@@ -1,8 +1,10 @@
 """Which neurons train under a budget: how fast they change, what they cost, and the choice.
 
-A neuron is a column of a kernel, with its bias where it has one: see `layers.find`. Quelennec et al.: Towards On-device
-Learning on the Edge: Ways to Select Neurons to Update under a Budget Constraint (WACV Workshops 2024,
-arXiv 2312.05282); the velocity is that of Bragagnolo et al.: To update or not to update? Neurons at equilibrium (NeurIPS 2022).
+A neuron is a column of a kernel, with its bias where it has one: see `layers.find`.
+
+Quelennec et al.: Towards On-device Learning on the Edge: Ways to Select Neurons to Update under a Budget Constraint
+(WACV Workshops 2024, arXiv 2312.05282). Bragagnolo et al.: To update or not to update? Neurons at equilibrium (NeurIPS
+2022).
 """
 
 import math
@@ -240,7 +242,7 @@ def choose(
 
 
 def _take(layers: Sequence[Layer], places: np.ndarray, limits: Cost, cost_of: CostOf) -> np.ndarray:
-    """Which neurons of a queue fit, by the layer of each: the longest beginning, then others than the layer it ends in."""
+    """Which neurons of a queue fit, by the layer of each: its longest beginning, then those of other layers."""
     taken = np.zeros(len(places), bool)
     rest = np.arange(len(places))
 

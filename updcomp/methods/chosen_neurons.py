@@ -1,7 +1,7 @@
 """Training some neurons under a budget, as a device does that has little memory: only they have gradients.
 
-Quelennec et al.: Towards On-device Learning on the Edge: Ways to Select Neurons to Update under a Budget Constraint (WACV
-Workshops 2024, arXiv 2312.05282).
+Quelennec et al.: Towards On-device Learning on the Edge: Ways to Select Neurons to Update under a Budget Constraint
+(WACV Workshops 2024, arXiv 2312.05282).
 """
 
 import dataclasses
@@ -42,10 +42,10 @@ def neurons(
       optimizer state, and activations, beside the model and the data.
 
     Args:
-      selection: "velocity" (the paper's), "random" (drawn anew for each epoch), "fixed" (random, once), "gradient" (norm
-        for each weight), "layers" (ranked by gradient norm for their cost, as TraDy has it, and neurons drawn anew),
-        "static" (biases of the last layers and a ratio of their weights, as SU has it), "depth" (the largest gradients,
-        since depth costs memory), or without budget "classifier" (the last layer) and "full".
+      selection: "velocity" (the paper's), "random" (drawn anew for each epoch), "fixed" (random, once), "gradient"
+        (its norm per weight), "layers" (ranked by gradient norm for their cost, as TraDy has it, and neurons drawn
+        anew), "static" (biases of the last layers and a ratio of their weights, as SU has it), "depth" (the largest
+        gradients, since depth costs memory), or without budget "classifier" (the last layer) and "full".
       weights: see above; None: any number.
       flops: see above.
       memory: see above.

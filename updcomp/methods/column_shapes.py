@@ -9,7 +9,7 @@ import numpy as np
 
 from updcomp import trees
 from updcomp.layers import Layer
-from updcomp.neurons import Choice, Cost, CostOf
+from updcomp.neurons import Choice, Cost, CostOf, whole
 from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.views import View
@@ -41,58 +41,54 @@ class Shapes:
           cost_of: what a choice costs.
         """
         self._views = views_of(layers)
-        self._columns = {name: layer.neurons for layer in layers for name in (layer.kernel, layer.bias) if name}
+        self._columns = whole(layers)
         self._most, self._cost_of = most, cost_of
         self._known: list[Shape] = []
-        self._now: Shape = {}
 
     @property
     def count(self) -> int:
         """How many there are."""
         return len(self._known)
 
-    def fit(self, choice: Choice, generator: np.random.Generator) -> Choice:
-        """The choice in one of the shapes, which is that of `parts` and `numbers` from then on.
+    def add(self, shape: Shape) -> None:
+        """Takes a shape into use."""
+        if shape not in self._known:
+            self._known.append(shape)
 
-        A new shape is added where none has room at little more than the cost of the choice's own. Once there are as
-        many as there may be, neurons that do not fit the roomiest one are left out, at random.
+    def fit(self, choice: Choice, generator: np.random.Generator) -> tuple[Choice, Shape]:
+        """A shape for a choice: one in use that costs little more than the choice's own, or else its own.
+
+        Once there are as many as there may be, neurons that do not fit the roomiest one are left out, at random.
+
+        Args:
+          choice: of an epoch.
+          generator: draws what is left out.
+
+        Returns:
+          (the choice, the shape).
         """
         own = {name: self._room(name, len(numbers)) for name, numbers in choice.items()}
-        holding = [
-            shape
-            for shape in self._known
-            if all(_holds(shape, name, own[name], numbers) for name, numbers in choice.items())
-        ]
-        price = self._price(own)
-        near = [shape for shape in holding if self._price(shape).within(Cost(*(_LARGER * part for part in price)))]
-        if near or len(self._known) < self._most:
-            self._now = min(near, key=lambda shape: self._price(shape).flops) if near else own
-            self._known += [] if near else [own]
-            return choice
-        kept = [self._cut(choice, own, shape, generator) for shape in self._known]
-        sizes = [-1 if cut is None else sum(map(len, cut.values())) for cut in kept]
-        best = int(np.argmax(sizes))
-        if (
-            cut := kept[best]
-        ) is None or not cut:  # all of them train whole leaves, of which not all neurons are chosen
-            self._now = own
-            self._known.append(own)
-            return choice
-        self._now = self._known[best]
-        return cut
+        most = Cost(*(_LARGER * part for part in self._cost_of(self.room(own))))
+        near = [shape for shape in self._known if _holds(shape, own) and self._cost_of(self.room(shape)).within(most)]
+        if near:
+            return choice, min(near, key=lambda shape: self._cost_of(self.room(shape)).flops)
+        cuts = [(cut, shape) for shape in self._known if (cut := _cut(choice, own, shape, generator))]
+        if len(self._known) < self._most or not cuts:
+            return choice, own
+        return max(cuts, key=lambda found: sum(map(len, found[0].values())))
 
-    def forget(self) -> None:
-        """Drops the shape in use, which costs too much."""
-        self._known.remove(self._now)
+    def room(self, shape: Shape) -> dict[str, int]:
+        """How many columns a shape has room for."""
+        return {name: self._columns[name] if room is None else room for name, room in shape.items()}
 
-    def parts(self) -> tuple[tuple[str, View | None], ...]:
-        """The `Plan.parts` of the shape in use."""
-        return tuple((name, None if room is None else self._views[name]) for name, room in sorted(self._now.items()))
+    def parts(self, shape: Shape) -> tuple[tuple[str, View | None], ...]:
+        """The `Plan.parts` of a shape."""
+        return tuple((name, None if room is None else self._views[name]) for name, room in sorted(shape.items()))
 
-    def numbers(self, choice: Choice) -> dict[str, np.ndarray]:
-        """The choice's numbers in the shape in use, filled up with numbers that stand for nothing."""
+    def numbers(self, choice: Choice, shape: Shape) -> dict[str, np.ndarray]:
+        """The choice's numbers in a shape, filled up with numbers that stand for nothing."""
         found = {}
-        for name, room in self._now.items():
+        for name, room in shape.items():
             if room is not None:
                 found[name] = np.full(room, self._columns[name], np.int32)
                 chosen = choice.get(name, np.empty(0, np.int32))
@@ -106,23 +102,21 @@ class Shapes:
         sixteenths = -(-count * _STEPS // total)
         return None if count == total else -(-sixteenths * total // _STEPS)
 
-    def _price(self, shape: Shape) -> Cost:
-        return self._cost_of({name: self._columns[name] if room is None else room for name, room in shape.items()})
 
-    def _cut(self, choice: Choice, own: Shape, shape: Shape, generator: np.random.Generator) -> Choice | None:
-        """What of a choice fits a shape; None where the shape trains more than that."""
-        if any(room is None and own.get(name, 0) is not None for name, room in shape.items()):
-            return None
-        cut = {}
-        for name, numbers in choice.items():
-            room = shape.get(name, 0)
-            cut[name] = numbers if room is None else np.sort(generator.permutation(numbers)[:room])
-        return {name: numbers for name, numbers in cut.items() if len(numbers)}
+def _holds(shape: Shape, own: Shape) -> bool:
+    """Whether a shape has room for another one; a leaf that trains whole is in both."""
+    whole_ = {name for name, room in shape.items() if room is None}
+    if whole_ != {name for name, room in own.items() if room is None}:
+        return False
+    return all((shape.get(name) or 0) >= (room or 0) for name, room in own.items())
 
 
-def _holds(shape: Shape, name: str, own: int | None, numbers: np.ndarray) -> bool:
-    room = shape.get(name, 0)
-    return own is None if room is None else len(numbers) <= room
+def _cut(choice: Choice, own: Shape, shape: Shape, generator: np.random.Generator) -> Choice:
+    """What of a choice fits a shape; nothing where the shape trains a leaf whole of which not all is chosen."""
+    if any(room is None and own.get(name, 0) is not None for name, room in shape.items()):
+        return {}
+    rooms = {name: len(choice[name]) if shape[name] is None else shape[name] or 0 for name in choice if name in shape}
+    return {name: np.sort(generator.permutation(choice[name])[:room]) for name, room in rooms.items() if room}
 
 
 def carried(

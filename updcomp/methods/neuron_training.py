@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from updcomp import neurons, quantize
 from updcomp.layers import Layer
 from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
-from updcomp.methods.column_shapes import Shapes, carried, views_of
+from updcomp.methods.column_shapes import Shape, Shapes, carried, views_of
 from updcomp.methods.neuron_probes import Probe
 from updcomp.methods.selections import Scene, Selection
 from updcomp.neurons import Choice, Cost, Memory, Velocity
@@ -23,7 +23,8 @@ from updcomp.partition import KERNEL, Partition
 from updcomp.training import analysis, loop, steps
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
-from updcomp.training.plans import Frozen, Plan, as_trained, part_of, with_part
+from updcomp.training.optimizers import OptimizerFactory
+from updcomp.training.plans import Frozen, Named, Plan, as_trained, part_of, with_part
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import views
@@ -35,6 +36,9 @@ from updcomp.wire.packet import Packet
 Share = float | int
 
 _TRIES = 8  # to find a choice of which the compiler says that it fits
+_BETTER = 3  # of them to find one that uses the budget
+_FULL = 0.95  # share of the budget that counts as used
+_CAREFUL = 0.99  # factor of the limits with each try
 _SELECTION = 2**31 + 16  # folded into a method's key
 
 
@@ -151,13 +155,13 @@ class NeuronTraining:
             self._choose()
         training = self._training
         # What trains is donated, so its values before are copied where they will be compared.
-        part = part_of(training.plan, training.state.trainable, training.frozen) if self._selection.moves else {}
-        before = jax.tree.map(jnp.copy, part)
+        moves = self._selection.moves
+        before = _part_of(training.plan, training.state.trainable, training.frozen) if moves else {}
         chosen = time.perf_counter()
         self._training = training = loop.run_epoch(training)
         ended = time.perf_counter()
-        if self._selection.moves:
-            old = with_part(training.plan, training.state.trainable, before, training.frozen)
+        if moves:
+            old = _with_part(training.plan, training.state.trainable, before, training.frozen)
             self._velocity = self._probe.accelerated(self._velocity, old, training.state.trainable)
         self._seconds.append(
             (chosen - start + time.perf_counter() - ended, training.step_seconds * training.steps_per_epoch)
@@ -188,40 +192,50 @@ class NeuronTraining:
         return temporary_bytes + sum(self._start[name].nbytes for name in whole) + _bytes(training.state.optimizer)
 
     def _choose(self) -> None:
-        """Chooses neurons, and makes them what trains, once the compiler says that they fit the budget."""
-        for _ in range(_TRIES):
+        """Chooses neurons, and makes them what trains, once the compiler says that they fit the budget.
+
+        The first choice is made again while the compiler's report says that there is room for more.
+        """
+        found: tuple[Training, Cost, Shape] | None = None
+        for number in range(_TRIES):
             limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
             scene = self._scene(limits)
             if not (choice := self._selection.choose(scene)):
                 break
-            choice = self._shapes.fit(choice, scene.generator)
-            training = self._with(choice)
+            choice, shape = self._shapes.fit(choice, scene.generator)
+            training = self._with(choice, shape)
             spent = self._analysed(training, choice)
-            if not self._selection.limited or spent.within(self._limits):
-                self._training = training
-                self._spent = Cost(*map(max, self._spent, spent))
-                return
-            self._shapes.forget()
+            fits = not self._selection.limited or spent.within(self._limits)
+            if fits and (found is None or spent.weights > found[1].weights):
+                found = training, spent, shape
+            used = max(own / limit for own, limit in zip(spent, self._limits, strict=True))
+            if found and (self._partitions or not self._selection.limited or used > _FULL or number >= _BETTER):
+                break
+            expected = self._cost_of(self._shapes.room(shape))
+            careful = _CAREFUL ** (number + 1)
             self._strictness = Cost(
-                *(
-                    factor * min(1.0, 0.97 * limit / own)
-                    for factor, own, limit in zip(self._strictness, spent, self._limits, strict=True)
-                )
-            )
+                *(careful * guess / own if own else 1.0 for guess, own in zip(expected, spent, strict=True))
+            )._replace(weights=1.0)
+        if not found:
+            raise self._impossible()
+        self._training = found[0]
+        self._shapes.add(found[2])
+        self._spent = Cost(*map(max, self._spent, found[1]))
+
+    def _impossible(self) -> Error:
         least = neurons.smallest(self._layers, self._cost_of)
-        raise Error(
+        return Error(
             f"budget: expected at least about {_said(least)}, the least for one neuron, found {_said(self._limits)}; "
             f"all neurons take {_said(self._full)}"
         )
 
-    def _with(self, choice: Choice) -> Training:
+    def _with(self, choice: Choice, shape: Shape) -> Training:
         """The training in which these neurons train from here on."""
-        training, numbers = self._training, self._shapes.numbers(choice)
+        training, numbers = self._training, self._shapes.numbers(choice, shape)
         parts = self._model.partition._replace(chosen=frozenset(choice))
-        plan = training.plan._replace(partition=parts, parts=self._shapes.parts())
+        plan = training.plan._replace(partition=parts, parts=self._shapes.parts(shape))
         frozen = Frozen(training.frozen.deployed, {name: jnp.asarray(own) for name, own in numbers.items()})
-        part = part_of(plan, training.state.trainable, frozen)
-        optimizer = steps.optimizer_of(plan, self._task.optimizer, frozen.deployed).init(part)
+        optimizer = _fresh(plan, self._task.optimizer, training.state.trainable, frozen)
         if self._partitions:
             before = {name: training.frozen.fixed.get(name) for name, _ in training.plan.parts or ()}
             after = {name: numbers.get(name) for name, _ in plan.parts or ()}
@@ -278,6 +292,16 @@ class NeuronTraining:
 
     def _folder(self) -> str:
         return f"{loop.folder_of(self._training)}"
+
+
+_part_of = jax.jit(part_of, static_argnums=0)
+_with_part = jax.jit(with_part, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fresh(plan: Plan, factory: OptimizerFactory, trainable: Named, frozen: Frozen) -> Any:
+    """The state of an optimizer that has done nothing yet."""
+    return steps.optimizer_of(plan, factory, frozen.deployed).init(part_of(plan, trainable, frozen))
 
 
 def _chosen(model: Model, layers: tuple[Layer, ...]) -> Model:
