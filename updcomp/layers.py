@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from updcomp import trees
@@ -121,7 +122,7 @@ def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Col
         out = product.apply(activation, kernel)
         number = inputs.setdefault(id(activation), len(inputs))
         kept.append(activation)  # so that its id stays its own
-        neurons, size = product.neurons, math.prod(out.shape)
+        neurons, size = product.neurons, out.size
         fan_in = math.prod(kernel.shape) // neurons
         new = Layer(
             product.name,
@@ -133,7 +134,7 @@ def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Col
             number,
             activation.size * activation.dtype.itemsize,
             size,
-            2 * size * fan_in,
+            product.flops(activation, kernel, out),
         )
         if (old := found.get(product.name)) is not None:
             if old.view != new.view:
@@ -255,6 +256,7 @@ class _Product(NamedTuple):
     apply: Callable[[Any, Any], Any]  # (activation, kernel as it is here) -> result
     neurons_last: Callable[[Any], Any]  # result -> samples first, then positions, neurons in the leaf's order last
     of_columns: Callable[[Any, Any, Any], Any]  # (activation, (fan_in, k), numbers) -> the same of k columns alone
+    flops: Callable[[Any, Any, Any], int]  # (activation, kernel, result) -> operations
 
 
 class _Uses:
@@ -427,7 +429,12 @@ def _dot(
         axes = tuple(over[i] for i in order), tuple(range(len(order)))
         return lax.dot_general(activation, matrix, (axes, ((), ())), **options)
 
-    return _Product(mark.name, view, math.prod(shape[axis] for axis in free), outer, apply, neurons_last, of_columns)
+    neurons, fan_in = (math.prod(shape[axis] for axis in axes) for axes in (free, summed))
+
+    def flops(activation: Any, kernel: Any, out: Any) -> int:
+        return 2 * out.size * fan_in
+
+    return _Product(mark.name, view, neurons, outer, apply, neurons_last, of_columns, flops)
 
 
 def _convolution(parameters: Mapping[str, Any], mark: _Kernel, shape: Sequence[int]) -> _Product:
@@ -464,4 +471,21 @@ def _convolution(parameters: Mapping[str, Any], mark: _Kernel, shape: Sequence[i
         own = jnp.take(activation, read.reshape(-1), channels, mode="clip")
         return neurons_last(apply(own, kernel, values.shape[-1]))
 
-    return _Product(mark.name, view, neurons, len(shape) - 1, apply, neurons_last, of_columns)
+    def flops(activation: Any, kernel: Any, out: Any) -> int:
+        """Products with the zeros of the padding do not count, as they do not for compilers."""
+        sizes = [activation.shape[axis] for axis in numbers_of.lhs_spec[2:]]
+        windows = [kernel.shape[axis] for axis in numbers_of.rhs_spec[2:]]
+        outputs = [out.shape[axis] for axis in numbers_of.out_spec[2:]]
+        ends = zip(
+            sizes, windows, outputs, strides, padding, options["lhs_dilation"], options["rhs_dilation"], strict=True
+        )
+        taps = math.prod(_taps(*end) for end in ends)
+        return 2 * out.shape[batch] * neurons * shape[in_axis] * taps
+
+    return _Product(mark.name, view, neurons, len(shape) - 1, apply, neurons_last, of_columns, flops)
+
+
+def _taps(size: int, window: int, outputs: int, stride: int, pad: tuple[int, int], spread: int, dilation: int) -> int:
+    """How many pairs of an output and a kernel pixel along an axis read a pixel that is there."""
+    places = np.arange(outputs)[:, None] * stride + np.arange(window)[None] * dilation - pad[0]
+    return int(np.sum((places >= 0) & (places <= (size - 1) * spread) & (places % spread == 0)))

@@ -121,6 +121,7 @@ class Memory(NamedTuple):
     per_weight: float  # bytes of each weight that trains: itself, its gradient, the optimizer's state
     forward: float  # times the input and output of the layer that is computed
     backward: float  # times those of the layer whose gradient is computed
+    microbatches: int = 1  # parts of a batch that are computed one after another
 
 
 def whole(layers: Sequence[Layer]) -> dict[str, int]:
@@ -134,7 +135,8 @@ def cost(layers: Sequence[Layer], counts: Counts, memory: Memory) -> Cost:
     weights = sum of fan_in k + (k if it has a bias). Backward FLOPs: a chosen column takes its share of one product as
     large as the forward one; every layer above the lowest that trains takes one more, to hand the gradient on. Peak
     memory: bytes of what trains, and the largest, over the layers, of what is kept at that time (inputs of kernels that
-    train, a byte for each output that a gradient passes) and `forward` or `backward` times the layer's own activations.
+    train, a byte for each output that a gradient passes) and `forward` or `backward` times the layer's own activations,
+    all of that for one microbatch.
 
     Args:
       layers: of the model, in order.
@@ -159,7 +161,7 @@ def cost(layers: Sequence[Layer], counts: Counts, memory: Memory) -> Cost:
             kept += layer.input_bytes
         if i > lowest:
             kept += layer.output_size
-    return Cost(weights, flops, memory.per_weight * weights + peak)
+    return Cost(weights, flops, memory.per_weight * weights + peak / memory.microbatches)
 
 
 def fit_memory(layers: Sequence[Layer], *, per_weight: float, forward_bytes: float, training_bytes: float) -> Memory:

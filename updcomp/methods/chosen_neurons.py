@@ -27,6 +27,7 @@ def neurons(
     rate: float = 1.0,
     probe: int = 64,
     shapes: int = 4,
+    microbatches: int = 1,
 ) -> "Neurons":
     """Trains the neurons that a budget allows, chosen anew as training goes on, and sends their columns.
 
@@ -52,6 +53,8 @@ def neurons(
       bits: of each sent weight's delta, rounded after training.
       rate: multiplies the task's learning rate.
       probe: training samples by which neurons are chosen, always the first ones.
+      microbatches: parts of a batch that are computed one after another: less memory for activations, more time. Shares
+        stay those of training all neurons on whole batches.
       shapes: the most shapes of chosen columns that are compiled; later choices are cut to fit one of these.
 
     Returns:
@@ -76,10 +79,10 @@ def neurons(
         )
     if given and not SELECTIONS[selection].limited:
         raise Error(f"selection: {selection}: expected no budget, since it has a cost of its own, found {given[0]}")
-    for name, count in (("probe", probe), ("shapes", shapes)):
+    for name, count in (("probe", probe), ("shapes", shapes), ("microbatches", microbatches)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Error(f"{name}: expected a whole number from 1 on, found {count!r}")
-    return Neurons(selection, budget, bits, rate, probe, shapes)
+    return Neurons(selection, budget, bits, rate, probe, shapes, microbatches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Neurons:
     rate: float
     probe: int
     shapes: int
+    microbatches: int
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update."""
@@ -117,5 +121,6 @@ class Neurons:
             rate=self.rate,
             probe=self.probe,
             shapes=self.shapes,
+            microbatches=self.microbatches,
         )
         return training.outcome(self.bits)

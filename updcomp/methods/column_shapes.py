@@ -1,5 +1,6 @@
 """The shapes of what trains by columns: a few of them, so that another choice of neurons seldom compiles anything."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,8 +82,10 @@ class Shapes:
         """How many columns a shape has room for."""
         return {name: self._columns[name] if room is None else room for name, room in shape.items()}
 
-    def parts(self, shape: Shape) -> tuple[tuple[str, View | None], ...]:
+    def parts(self, shape: Shape) -> tuple[tuple[str, View | None], ...] | None:
         """The `Plan.parts` of a shape."""
+        if len(shape) == len(self._columns) and not any(shape.values()):
+            return None
         return tuple((name, None if room is None else self._views[name]) for name, room in sorted(shape.items()))
 
     def numbers(self, choice: Choice, shape: Shape) -> dict[str, np.ndarray]:
@@ -97,10 +100,12 @@ class Shapes:
 
     def _room(self, name: str, count: int) -> int | None:
         total = self._columns[name]
+        if count == total:
+            return None
         if not self._views[name].in_axes:
             return total  # a bias costs too little for shapes of its own
-        sixteenths = -(-count * _STEPS // total)
-        return None if count == total else -(-sixteenths * total // _STEPS)
+        sixteenths = math.ceil(count * _STEPS / total)
+        return math.ceil(sixteenths * total / _STEPS)
 
 
 def _holds(shape: Shape, own: Shape) -> bool:

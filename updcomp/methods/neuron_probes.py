@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import layers, neurons
+from updcomp import convolution, layers, neurons
 from updcomp.layers import Layer
 from updcomp.methods.base import Model
 from updcomp.neurons import Velocity
 from updcomp.partition import AUX, KERNEL
 from updcomp.training import analysis, batches, devices, objectives
-from updcomp.training.analysis import Analysis
 from updcomp.training.batches import Stream
 from updcomp.training.objectives import Objective
 from updcomp.training.plans import Frozen, Named, Plan, variables_of
@@ -23,7 +22,14 @@ from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.errors import Error
 
-_ROWS = 8  # of which gradients are taken at a time
+_ROWS = 8  # that are computed at a time
+
+
+class Forward(NamedTuple):
+    """What the forward pass of a batch takes, by the compiler."""
+
+    flops: float
+    memory: int  # bytes
 
 
 def layers_of(model: Model, task: Task) -> tuple[Layer, ...]:
@@ -81,13 +87,11 @@ class Probe:
         """The most memory that anything here took, by the compiler."""
         return max(self._peaks.values(), default=0)
 
-    def forward(self) -> Analysis:
-        """The compiler's analysis of the forward pass of a batch; its memory is that of a microbatch."""
+    def forward(self) -> Forward:
+        """What the forward pass of a batch takes."""
         task = self._task
         rows = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
-        return _forward(
-            *self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)), task.microbatches
-        )
+        return _forward(*self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)))
 
     def squared_gradients(self, trainable: Named, key: jax.Array) -> dict[str, np.ndarray]:
         """The mean squared norm of each neuron's gradient, its bias included.
@@ -132,19 +136,16 @@ class Probe:
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(objective: Objective, plan: Plan, deployed: Any, example: Any, microbatches: int) -> Analysis:
+def _forward(objective: Objective, plan: Plan, deployed: Any, example: Any) -> Forward:
     variables, batch = (jax.tree.unflatten(*shapes) for shapes in (deployed, example))
-    part = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((len(x) // microbatches, *x.shape[1:]), x.dtype) if hasattr(x, "shape") else x,
-        batch,
-    )
-    loss, key = functools.partial(_loss, objective, plan.train), jax.eval_shape(lambda: jax.random.key(0))
-    whole = analysis.of_function(loss, variables, batch, key)
-    return (
-        whole
-        if microbatches == 1
-        else whole._replace(temporary_bytes=analysis.of_function(loss, variables, part, key).temporary_bytes)
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def lowered() -> Any:
+        return jax.jit(lambda *args: _loss(objective, plan.train, *args)).lower(variables, batch, key)
+
+    memory = analysis.temporary_bytes(lowered())
+    with convolution.native():
+        return Forward(analysis.flops(lowered()), memory)
 
 
 def _shapes(tree: PyTree) -> tuple[Any, tuple[Any, ...]]:
@@ -166,17 +167,16 @@ def _gradients(objective: Objective, plan: Plan, layers_: tuple[Layer, ...]) -> 
         return found
 
     def mean_squares(trainable: Named, deployed: PyTree, rows: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-        count = batches.rows(rows)
-        size = next(size for size in range(min(_ROWS, count), 0, -1) if count % size == 0)
+        parts = _in_parts(rows)
+        keys = jax.random.split(key, batches.rows(parts))
 
-        def add(i: jax.Array, total: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            batch = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * size, size), rows)
-            own = squares(jax.grad(loss)(trainable, deployed, batch, jax.random.fold_in(key, i)))
-            return jax.tree.map(jnp.add, total, own)
+        def add(total: dict[str, jax.Array], part: Any) -> tuple[dict[str, jax.Array], None]:
+            own = squares(jax.grad(loss)(trainable, deployed, *part))
+            return jax.tree.map(jnp.add, total, own), None
 
         zeros = {layer.kernel: jnp.zeros(layer.neurons) for layer in layers_}
-        total = jax.lax.fori_loop(0, count // size, add, zeros)
-        return jax.tree.map(lambda own: own * (size / count), total)
+        total, _ = jax.lax.scan(add, zeros, (parts, keys))
+        return jax.tree.map(lambda own: own / len(keys), total)
 
     return jax.jit(mean_squares)
 
@@ -191,12 +191,29 @@ def _accelerated(objective: Objective, plan: Plan, layers_: tuple[Layer, ...]) -
             functools.partial(_loss, objective, False), variables, rows, jax.random.key(0), names=names
         )
 
+    def alike(old: Named, new: Named, deployed: PyTree, rows: PyTree) -> dict[str, Any]:
+        """The similarity in space, or what each sample gives where there is none."""
+        before, after = outputs(old, deployed, rows), outputs(new, deployed, rows)
+        pairs = {name: (before[name], after[name]) for name in names}
+        return {name: pair if pair[0].shape[1] == 1 else neurons.similarity(*pair) for name, pair in pairs.items()}
+
+    def merged(found: Any) -> jax.Array:
+        if not isinstance(found, tuple):
+            return jnp.mean(found, axis=0)
+        return neurons.similarity(*(part.reshape(-1, *part.shape[2:]) for part in found))
+
     def accelerate(
         velocity: dict[str, Velocity], old: Named, new: Named, deployed: PyTree, rows: PyTree
     ) -> dict[str, Velocity]:
-        before, after = outputs(old, deployed, rows), outputs(new, deployed, rows)
-        return {
-            name: neurons.accelerate(velocity[name], neurons.similarity(before[name], after[name])) for name in names
-        }
+        parts = _in_parts(rows)
+        found = jax.lax.map(functools.partial(alike, old, new, deployed), parts)
+        return {name: neurons.accelerate(velocity[name], merged(found[name])) for name in names}
 
     return jax.jit(accelerate)
+
+
+def _in_parts(rows: PyTree) -> PyTree:
+    """The rows as equal parts, which are computed one after another: (parts, rows of each, ...)."""
+    count = batches.rows(rows)
+    size = next(size for size in range(min(_ROWS, count), 0, -1) if count % size == 0)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)

@@ -20,7 +20,7 @@ from updcomp.methods.neuron_probes import Probe
 from updcomp.methods.selections import Scene, Selection
 from updcomp.neurons import Choice, Cost, Memory, Velocity
 from updcomp.partition import KERNEL, Partition
-from updcomp.training import analysis, loop, steps
+from updcomp.training import analysis, loop, steps, tasks
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
 from updcomp.training.optimizers import OptimizerFactory
@@ -101,6 +101,7 @@ class NeuronTraining:
         rate: float,
         probe: int,
         shapes: int,
+        microbatches: int,
     ) -> None:
         """Finds the layers, and measures what training all neurons takes.
 
@@ -119,7 +120,11 @@ class NeuronTraining:
         self._training = loop.begin(key, task, plan, self._start, frozen, rates=rates)
         self._probe = Probe(task, plan, self._layers, self._model.variables, probe)
         self._forward = self._probe.forward()
-        self._full, self._memory = self._measure()
+        self._full, memory = self._measure()
+        self._memory = memory._replace(microbatches=microbatches)
+        self._task = task = task._replace(microbatches=microbatches * task.microbatches)
+        tasks.check(task, self._training.mesh)
+        self._training = self._training._replace(task=self._training.task._replace(microbatches=task.microbatches))
         self._limits = budget.limits(self._full)
         self._strictness = Cost(1.0, 1.0, 1.0)  # factors of the limits, where more is compiled than was expected
         self._shapes = Shapes(self._layers, shapes, self._cost_of)
@@ -173,23 +178,23 @@ class NeuronTraining:
 
     def _measure(self) -> tuple[Cost, Memory]:
         """What training all neurons takes, by the compiler, and the factors that explain its memory."""
-        found = analysis.of_steps(self._training)
         size = sum(leaf.size for leaf in self._start.values())
         weights = 8 + _bytes(self._training.state.optimizer) / size
-        peak = self._peak(self._training, found.temporary_bytes)
+        peak = self._peak(self._training)
         memory = neurons.fit_memory(
             self._layers,
             per_weight=weights,
-            forward_bytes=self._forward.temporary_bytes,
+            forward_bytes=self._forward.memory,
             training_bytes=max(0.0, peak - weights * size),
         )
-        return Cost(size, found.flops - self._forward.flops, peak), memory
+        return Cost(size, analysis.step_flops(self._training) - self._forward.flops, peak), memory
 
-    def _peak(self, training: Training, temporary_bytes: int) -> int:
+    def _peak(self, training: Training) -> int:
         """Bytes at the peak of a step: columns that train are temporaries, leaves that train whole are not."""
         parts = training.plan.parts
         whole = self._start if parts is None else [name for name, view in parts if view is None]
-        return temporary_bytes + sum(self._start[name].nbytes for name in whole) + _bytes(training.state.optimizer)
+        held = sum(self._start[name].nbytes for name in whole) + _bytes(training.state.optimizer)
+        return analysis.step_memory(training) + held
 
     def _choose(self) -> None:
         """Chooses neurons, and makes them what trains, once the compiler says that they fit the budget.
@@ -197,21 +202,26 @@ class NeuronTraining:
         The first choice is made again while the compiler's report says that there is room for more.
         """
         found: tuple[Training, Cost, Shape] | None = None
+        before = self._strictness
         for number in range(_TRIES):
             limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
             scene = self._scene(limits)
             if not (choice := self._selection.choose(scene)):
-                break
+                if self._strictness == before:
+                    break
+                halfway = (math.sqrt(old * new) for old, new in zip(before, self._strictness, strict=True))
+                self._strictness = Cost(*halfway)
+                continue
             choice, shape = self._shapes.fit(choice, scene.generator)
             training = self._with(choice, shape)
-            spent = self._analysed(training, choice)
+            spent = self._measured(training, choice)
             fits = not self._selection.limited or spent.within(self._limits)
             if fits and (found is None or spent.weights > found[1].weights):
                 found = training, spent, shape
             used = max(own / limit for own, limit in zip(spent, self._limits, strict=True))
             if found and (self._partitions or not self._selection.limited or used > _FULL or number >= _BETTER):
                 break
-            expected = self._cost_of(self._shapes.room(shape))
+            before, expected = self._strictness, self._cost_of(self._shapes.room(shape))
             careful = _CAREFUL ** (number + 1)
             self._strictness = Cost(
                 *(careful * guess / own if own else 1.0 for guess, own in zip(expected, spent, strict=True))
@@ -242,13 +252,12 @@ class NeuronTraining:
             optimizer = carried(training.state.optimizer, optimizer, before, after, self._views)
         return training._replace(plan=plan, frozen=frozen, state=training.state._replace(optimizer=optimizer))
 
-    def _analysed(self, training: Training, choice: Choice) -> Cost:
+    def _measured(self, training: Training, choice: Choice) -> Cost:
         """What a step takes, by the compiler."""
-        found = analysis.of_steps(training)
         columns = neurons.whole(self._layers)
         weights = sum(len(own) * self._start[name].size // columns[name] for name, own in choice.items())
-        peak = self._peak(training, found.temporary_bytes)
-        return Cost(weights, found.flops - self._forward.flops, max(peak, self._probe.peak_bytes))
+        memory = max(self._peak(training), self._probe.peak_bytes)
+        return Cost(weights, analysis.step_flops(training) - self._forward.flops, memory)
 
     def _scene(self, limits: Cost) -> Scene:
         key = jax.random.fold_in(self._key, _SELECTION)

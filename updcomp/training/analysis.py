@@ -1,6 +1,7 @@
 """What the compiler says of a function: its operations, and the most memory that it holds at a time."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -8,58 +9,59 @@ from updcomp import convolution
 from updcomp.training import batches, loop, steps
 from updcomp.training.loop import Training
 
-
-class Analysis(NamedTuple):
-    """What the compiler says of a function."""
-
-    flops: float  # operations; of a training, those of a batch: forward, backward and optimizer
-    temporary_bytes: int  # the most that is held at a time beside arguments and results
+_known: dict[Any, float] = {}  # by what was asked, program and shapes, as compiled functions are
 
 
-_known: dict[Any, Analysis] = {}  # by program and shapes, as compiled functions are
+def step_memory(training: Training) -> int:
+    """The most bytes that a step holds at a time beside arguments and results, as the compiler reports it.
 
-
-def of_steps(training: Training) -> Analysis:
-    """Analyses the steps of a training, and compiles them by that, so that its next epoch need not.
+    The steps are compiled by that, so that the next epoch need not.
 
     Args:
       training: between two epochs.
-
-    Returns:
-      The analysis of one batch.
     """
+    return int(_of_steps("memory", training, lambda call: temporary_bytes(call(loop.program_of(training)))))
+
+
+def step_flops(training: Training) -> float:
+    """The operations of a step on a batch, as the compiler counts them: forward, backward and optimizer.
+
+    Args:
+      training: between two epochs.
+    """
+    *rest, _, placing = loop.program_of(training)
+
+    def count(call: Callable[[Any], Any]) -> float:
+        with convolution.native():
+            return flops(call((*rest, 1, placing)))  # loops, such as that over microbatches, count once
+
+    return _of_steps("flops", training, count)
+
+
+def _of_steps(what: str, training: Training, measure: Callable[[Callable[[Any], Any]], float]) -> float:
     task, program = training.task, loop.program_of(training)
     portions = batches.epoch(task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh)
     arguments = {"portion": next(portions), **loop.arguments_of(training)}
     leaves, structure = jax.tree.flatten((training.state, arguments))
-    key = program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = what, program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+    def lowered(program_: Any) -> Any:
+        # What is traced for another purpose must not be found in the cache of what runs.
+        same = program_ == program and what == "memory"
+        make: Any = steps.compiled_steps if same else steps.compiled_steps.__wrapped__
+        return make(*program_).lower(training.state, **arguments)
+
     if key not in _known:
-        *rest, _, placing = program
-        whole = steps.compiled_steps.__wrapped__(*rest, 1, placing)  # loops over microbatches count once
-        memory = _compiled(steps.compiled_steps(*program), training.state, **arguments)
-        with convolution.native():
-            operations = _compiled(whole, training.state, **arguments)
-        _known[key] = Analysis(operations.flops, memory.temporary_bytes)
+        _known[key] = measure(lowered)
     return _known[key]
 
 
-def of_function(function: Any, *args: Any) -> Analysis:
-    """Analyses a function that is compiled by `jax.jit`; its loops count once.
-
-    Args:
-      function: takes and returns pytrees of arrays.
-      *args: its arguments, or their shapes.
-
-    Returns:
-      The analysis.
-    """
-    memory = _compiled(jax.jit(lambda *args: function(*args)), *args)
-    with convolution.native():
-        operations = _compiled(jax.jit(lambda *args: function(*args)), *args)
-    return Analysis(operations.flops, memory.temporary_bytes)
+def temporary_bytes(lowered: Any) -> int:
+    """The most bytes that a lowered function holds at a time beside arguments and results."""
+    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 
 
-def _compiled(function: Any, *args: Any, **arguments: Any) -> Analysis:
-    compiled = function.lower(*args, **arguments).compile()
-    cost = compiled.cost_analysis() or {}
-    return Analysis(float(cost.get("flops", 0.0)), int(compiled.memory_analysis().temp_size_in_bytes))
+def flops(lowered: Any) -> float:
+    """The operations of a lowered function; its loops count once."""
+    options = {"xla_backend_optimization_level": 0}  # the code never runs
+    return float((lowered.compile(compiler_options=options).cost_analysis() or {}).get("flops", 0.0))
