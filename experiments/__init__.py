@@ -13,7 +13,9 @@ EXPERIMENTS = {
     "compare": "the same comparison on any dataset, model and shift",
     "language": "the same comparison of a character model that knew documentation and meets source code",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
+    "neurons": "training some neurons under a budget: ways to select them, what they take, and what they gain",
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",
+    "bench_neurons": "memory and speed of training some neurons, beside what the compiler says of them",
     "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",
     "bench_select": "exact selection among 10 and 100 million scores, as ratios to lax.top_k and a sort",
 }

@@ -5,7 +5,6 @@ Each update is a file, applied by a device in a process of its own; the score is
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from experiments import comparison_report, images, runs
 from experiments.config import command
 from experiments.results import Results, Row
-from experiments.runs import Run, Scores
+from experiments.runs import Run
 from experiments.settings import (
     DEFAULTS,
     REFERENCE,
@@ -29,8 +28,7 @@ from experiments.settings import (
     read_file,
 )
 from experiments.specs import describe
-from experiments.worlds import Worlds, keys_of
-from updcomp import protocol
+from experiments.worlds import Worlds
 from updcomp.methods import METHODS
 from updcomp.wire.errors import Error
 
@@ -90,39 +88,19 @@ def _compare(run: Run, cells: Sequence[Cell], progress: Any) -> None:
     before = run.scores(held.variables)
 
     def lock_of(cell: Cell) -> Path:
-        name = runs.file_name(run.identity(cell.method, cell.setting))
-        return run.results.workdir / "device" / f"{name}.lock"
+        return run.lock(run.identity(cell.method, cell.setting))
 
     def measure(cell: Cell) -> None:
         progress.set_postfix_str("", refresh=False)  # the epoch of the one before
         progress.set_description(f"seed {run.seed} {cell.method} {describe(cell.setting)}")
-        _measure(run, cell, held, before)
+        identity = run.identity(cell.method, cell.setting)
+        run.measure(identity, cell.make, held, before, reference=run.identity(*REFERENCE))
         progress.update()
 
     with runs.alone(lock_of(cells[0]), wait=True):  # the others' rows have its score as well
         measure(cells[0])
     for cell in runs.shared(cells[1:], lock_of):
         measure(cell)
-
-
-def _measure(run: Run, cell: Cell, held: protocol.Copy, before: Scores) -> None:
-    """One row: trains, sends, applies and evaluates, unless it is there already."""
-    identity, workdir = run.identity(cell.method, cell.setting), run.results.workdir
-    name = runs.file_name(identity)
-    trainings, new = workdir / "checkpoints" / name, workdir / "device" / f"{name}.safetensors"
-    if run.results.find(identity) is None:
-        done = protocol.run_round(
-            keys_of(run.seed).update,
-            cell.make,
-            held,
-            run.world.task._replace(checkpoints=trainings),
-            update=workdir / "updates" / f"{name}.upd",
-            new=new,
-        )
-        samples = runs.samples_of(run.world.task)
-        run.record(identity, done, before, reference=run.identity(*REFERENCE), samples=samples)
-    new.unlink(missing_ok=True)
-    shutil.rmtree(trainings, ignore_errors=True)
 
 
 def _of_rows(config: Any, results: Results, rows: Sequence[Row], chosen: Chosen, defaults: Table) -> Any:

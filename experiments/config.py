@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from updcomp.wire.errors import Error
 
+WITH_COMMAS = ("settings", "others")  # settings of methods, which contain commas
+
 
 class Check(NamedTuple):
     """What values a setting takes."""
@@ -127,6 +129,6 @@ def command(experiment: str, config: Any, workdir: Path) -> str:
     flags = {"experiment": experiment, "workdir": str(workdir)}
     for field in dataclasses.fields(config):
         if (value := getattr(config, field.name)) != field.default:
-            separator = ";" if field.name == "settings" else ","
+            separator = ";" if field.name in WITH_COMMAS else ","
             flags[field.name] = separator.join(value) if isinstance(value, tuple) else str(value)
     return shlex.join(["python", "run.py", *(f"--{name}={value}" for name, value in flags.items())])

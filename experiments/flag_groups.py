@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from absl import flags
 
 from experiments import EXPERIMENTS, by_name
-from experiments.config import described
+from experiments.config import WITH_COMMAS, described
 from updcomp.wire.errors import Error
 
 ConfigT = TypeVar("ConfigT")
@@ -76,8 +76,7 @@ def define() -> flags.FlagValues:
     for flag in (flag for section in sections().values() for flag in section):
         name, kind = flag.field.name, _KINDS[flag.field.type]
         if name not in values:
-            # Values of settings contain commas: that flag is given several times instead.
-            kind = "multi_string" if name == "settings" else kind
+            kind = "multi_string" if name in WITH_COMMAS else kind  # given several times instead
             getattr(flags, f"DEFINE_{kind}")(name, None, flag.help, flag_values=values)
     return values
 

@@ -6,14 +6,16 @@ import hashlib
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from experiments.results import Identity, Results, Row
 from experiments.specs import Setting
 from experiments.worlds import World, keys_of
 from updcomp import methods, protocol, trees
+from updcomp.methods import Method
 from updcomp.training import batches, devices
 from updcomp.training.batches import Stream
 from updcomp.training.tasks import Epoch, Task
@@ -50,15 +52,56 @@ class Run(NamedTuple):
         world, experiment = self.world, self.results.experiment
         return Identity(experiment, world.dataset, world.model, dict(world.about), method, setting, self.seed, round_)
 
+    def lock(self, identity: Identity) -> Path:
+        """The lock file of an update that several processes may want to make."""
+        return self.results.workdir / "device" / f"{file_name(identity)}.lock"
+
+    def measure(
+        self,
+        identity: Identity,
+        make: Method,
+        held: protocol.Copy,
+        before: Scores,
+        *,
+        reference: Identity | None,
+        extra: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        """Trains, sends, applies and evaluates an update, and adds its row, unless it is there already.
+
+        Args:
+          identity: of the update.
+          make: makes its packet.
+          held: the model that the device holds.
+          before: how well that does.
+          reference: see `record`.
+          extra: called once the update is made; gives further metrics of the row.
+        """
+        name, workdir = file_name(identity), self.results.workdir
+        trainings, new = workdir / "checkpoints" / name, workdir / "device" / f"{name}.safetensors"
+        if self.results.find(identity) is None:
+            done = protocol.run_round(
+                keys_of(self.seed).update,
+                make,
+                held,
+                self.world.task._replace(checkpoints=trainings),
+                update=workdir / "updates" / f"{name}.upd",
+                new=new,
+            )
+            samples = samples_of(self.world.task)
+            self.record(identity, done, before, reference=reference, samples=samples, extra=extra())
+        new.unlink(missing_ok=True)
+        shutil.rmtree(trainings, ignore_errors=True)
+
     def record(
         self,
         identity: Identity,
         done: protocol.Round,
         before: Scores,
         *,
-        reference: Identity,
+        reference: Identity | None,
         samples: int,
         restart: bool = False,
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> Row:
         """Adds the row of an update.
 
@@ -66,14 +109,16 @@ class Run(NamedTuple):
           identity: of the update.
           done: what the protocol measured.
           before: how well the device's model did before.
-          reference: identity of the full update that this one is compared with.
+          reference: identity of the full update that this one is compared with; None: there is none yet.
           samples: that it was trained on.
           restart: whether it is relative to the first model.
+          extra: further metrics.
 
         Returns:
           The row.
         """
-        score, after, full = self.world.score, self.scores(done.variables), self.results.find(reference)
+        score, after = self.world.score, self.scores(done.variables)
+        full = self.results.find(reference) if reference else None
         full_update = full.metrics[score.name] if full else None
         metrics = {
             **{name: getattr(done, name) for name in _MEASURED},
@@ -85,6 +130,7 @@ class Run(NamedTuple):
             f"deployed_validation_{score.name}": before.validation,
             "samples": samples,
             "restart": restart,
+            **extra,
         }
         self.results.append(row := Row(identity, metrics))
         return row

@@ -103,7 +103,7 @@ def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: F
     cells: list[Cell] = []
     for flag, name, options in [("--methods", *REFERENCE), *asked]:
         if (name, options) not in [(cell.method, cell.setting) for cell in cells]:
-            cells.append(Cell(name, options, _build(flag, name, options, factories)))
+            cells.append(Cell(name, options, build(flag, name, options, factories)))
     return Chosen(cells, from_file)
 
 
@@ -142,7 +142,21 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) and type(value[key]) in _KINDS for key in value)
 
 
-def _build(flag: str, name: str, options: Setting, factories: Factories) -> Method:
+def build(flag: str, name: str, options: Setting, factories: Factories = METHODS) -> Method:
+    """A method at a setting.
+
+    Args:
+      flag: that asks for it, for messages.
+      name: of the method.
+      options: its setting.
+      factories: method -> its factory.
+
+    Returns:
+      The method.
+
+    Raises:
+      Error: the name, an option or a value does not fit; names the flag.
+    """
     if name not in factories:
         raise Error(f"{flag}: expected a method of {', '.join(factories)}, found {name!r}; write it as in {EXAMPLE}")
     signature = inspect.signature(factories[name])

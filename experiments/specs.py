@@ -15,7 +15,7 @@ def parse(text: str, *, flag: str, example: str) -> tuple[str, dict[str, list[Sc
     """Reads a name with options.
 
     Args:
-      text: as a flag has it; a value is a number where it reads as one, none, true or false, or else a word.
+      text: as a flag has it; values as `scalar` reads them.
       flag: for messages.
       example: for messages.
 
@@ -35,7 +35,7 @@ def parse(text: str, *, flag: str, example: str) -> tuple[str, dict[str, list[Sc
         if not option.isidentifier() or not equals or option in options or not all(values.split(",")):
             expected = "expected each option once, as OPTION=VALUE or OPTION=VALUE,VALUE"
             raise Error(f"{flag}: {expected}, found {part!r} in {text!r}; write it as in {example}")
-        options[option] = [_scalar(value) for value in values.split(",")]
+        options[option] = [scalar(value) for value in values.split(",")]
     return name, options
 
 
@@ -72,7 +72,8 @@ def describe(setting: Setting) -> str:
     return " ".join(f"{name}={value}" for name, value in setting.items())
 
 
-def _scalar(word: str) -> Scalar:
+def scalar(word: str) -> Scalar:
+    """A value as a flag has it: a number where it reads as one, none, true or false, or else a word."""
     if word.lower() in _WORDS:
         return _WORDS[word.lower()]
     for kind in (int, float):

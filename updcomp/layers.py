@@ -25,7 +25,7 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call")
 _REMATS = ("remat", "remat2", "checkpoint")
 _CASTS = ("convert_element_type", "copy")
 _SAME_ELEMENTS = (*_CASTS, "broadcast_in_dim", "reshape", "squeeze", "expand_dims")  # of a vector
-_LINEAR = ("add", "add_any", "sub", "mul", "div", *_CASTS, "reshape")  # between a layer and its bias
+_LINEAR = ("add", "add_any", "sub", "mul", "div", *_CASTS, "reshape", "transpose")  # between a layer and its bias
 
 
 class Layer(NamedTuple):
@@ -155,7 +155,12 @@ def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Col
     jax.eval_shape(traced, trees.named_leaves(variables), *args)
     shared = {bias for bias in uses.biases.values() if list(uses.biases.values()).count(bias) > 1}
     layers = [layer for layer in found.values() if layer.kernel not in uses.others]
-    biases = {kernel: bias for kernel, bias in uses.biases.items() if bias not in shared}
+    sizes = {name: leaf.size for name, leaf in trees.named_leaves(variables).items()}
+    biases = {
+        kernel: bias
+        for kernel, bias in uses.biases.items()
+        if bias not in shared and sizes[bias] == found[kernel].neurons
+    }
     return tuple(
         layer._replace(depth=depth, bias=biases.get(layer.kernel))
         for depth, layer in enumerate(sorted(layers, key=lambda layer: layer.depth))
@@ -220,7 +225,7 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
 
     leaves = trees.named_leaves(variables)
     leaves = {name: lax.stop_gradient(leaf) if name in chosen else leaf for name, leaf in leaves.items()}
-    return _Program(function, variables, leaves, chosen, *args).run(by_columns, _Uses())
+    return _Program(function, variables, leaves, chosen, *args).run(by_columns, None)
 
 
 def _by_columns(product: "_Product", activation: Any, kernel: Any, numbers: Any, values: Any) -> Any:
@@ -260,7 +265,7 @@ class _Product(NamedTuple):
 
 
 class _Uses:
-    """What else the program does with the leaves."""
+    """What else the program does with the leaves; nobody asks where it is evaluated to be differentiated."""
 
     def __init__(self) -> None:
         self.others: set[str] = set()  # kernels that are used in another way as well
@@ -293,7 +298,7 @@ class _Program:
         ]
         self._marks += [None] * (len(self._inputs) - len(self._marks))
 
-    def run(self, visit: Visit, uses: _Uses) -> Any:
+    def run(self, visit: Visit, uses: _Uses | None) -> Any:
         """What the function gives, where every product with a kernel is what `visit` says."""
         out, _ = _evaluate(self._closed.jaxpr, self._closed.consts, self._inputs, self._marks, visit, uses)
         return jax.tree.unflatten(self._structure, out)
@@ -306,7 +311,7 @@ def _first_mark(name: str, leaf: Any) -> _Mark:
 
 
 def _evaluate(
-    jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], marks: Sequence[_Mark], visit: Visit, uses: _Uses
+    jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], marks: Sequence[_Mark], visit: Visit, uses: _Uses | None
 ) -> tuple[list[Any], list[_Mark]]:
     """Evaluates a program, equation by equation, within whatever trace JAX is in."""
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -329,7 +334,7 @@ def _evaluate(
 
 
 def _step(
-    equation: Any, given: list[Any], marks: list[_Mark], visit: Visit, uses: _Uses
+    equation: Any, given: list[Any], marks: list[_Mark], visit: Visit, uses: _Uses | None
 ) -> tuple[list[Any], list[_Mark]]:
     """The results of an equation, and what is known of them."""
     name, parameters = equation.primitive.name, equation.params
@@ -337,6 +342,8 @@ def _step(
         if name in _CALLS:
             inner = parameters["jaxpr" if "jaxpr" in parameters else "call_jaxpr"]
             return _evaluate(inner.jaxpr, inner.consts, given, marks, visit, uses)
+        if name in _REMATS and uses is not None:  # what is found must not stay in a trace of its own
+            return _evaluate(parameters["jaxpr"], (), given, marks, visit, uses)
         if name in _REMATS:
             run = lambda *given: _evaluate(parameters["jaxpr"], (), given, marks, visit, uses)[0]  # noqa: E731
             options = {key: parameters[key] for key in ("prevent_cse", "policy")}
@@ -349,7 +356,7 @@ def _step(
     return results, [_mark_of(equation, marks, uses)] + [None] * (len(results) - 1)
 
 
-def _mark_of(equation: Any, marks: list[_Mark], uses: _Uses) -> _Mark:
+def _mark_of(equation: Any, marks: list[_Mark], uses: _Uses | None) -> _Mark:
     """What is known of an equation's first result."""
     name = equation.primitive.name
     for kernel in (mark for mark in marks if isinstance(mark, _Kernel)):
@@ -357,12 +364,14 @@ def _mark_of(equation: Any, marks: list[_Mark], uses: _Uses) -> _Mark:
             return kernel
         if name == "transpose":
             return _Kernel(kernel.name, tuple(kernel.axes[axis] for axis in equation.params["permutation"]))
-        uses.others.add(kernel.name)
+        if uses is not None:
+            uses.others.add(kernel.name)
     vectors = [mark for mark in marks if isinstance(mark, _Vector)]
     results = [mark for mark in marks if isinstance(mark, _Output)]
     if len(results) == 1 and name in _LINEAR:
         if vectors and name in ("add", "add_any"):
-            uses.biases[results[0].kernel] = vectors[0].name
+            if uses is not None:
+                uses.biases[results[0].kernel] = vectors[0].name
             return None
         return results[0] if vectors or len(marks) == 1 or not _is_full(equation, marks) else None
     return vectors[0] if len(vectors) == 1 and len(marks) == 1 and name in _SAME_ELEMENTS else None
@@ -387,7 +396,7 @@ def _product_of(equation: Any, given: list[Any], marks: list[_Mark]) -> tuple[_P
         product = _dot(equation.params, mark, given[kernel].shape, given[1 - kernel].ndim, first=kernel == 0)
         return None if product is None else (product, 1 - kernel, kernel)
     places, parameters = [0, 1], equation.params
-    if name == "cond":
+    if name == "cond" and parameters.get("branches_platforms"):  # one branch for each platform, all of them equal
         for branch in parameters["branches"]:
             inner = branch.jaxpr
             if [e.primitive.name for e in inner.eqns] == ["conv_general_dilated"]:

@@ -291,7 +291,11 @@ def choose_by_depth(
     Returns:
       The choice; empty where nothing fits.
     """
-    best: tuple[float, Choice] = (-1.0, {})
+
+    def total(choice: Choice) -> float:
+        return sum(float(np.sum(own[choice[name]])) for name, own in scores.items() if name in choice)
+
+    choices = [choose(layers, scores, limits, cost_of, ties=ties)]
     for lowest, layer in enumerate(layers):
         base = cost_of({layer.kernel: 1})
         if layer.kernel not in scores or not base.within(limits):
@@ -307,9 +311,8 @@ def choose_by_depth(
             prices[other.kernel] = max(max(shares, default=1.0) / other.neurons, 1e-12)
         above = {other.kernel: scores[other.kernel] for other in layers[lowest:] if other.kernel in scores}
         choice = choose(layers, above, limits, cost_of, prices={**dict.fromkeys(scores, 1.0), **prices}, ties=ties)
-        total = sum(float(np.sum(scores[name][numbers])) for name, numbers in choice.items() if name in above)
-        best = max(best, (total, choice), key=lambda found: found[0])
-    return best[1]
+        choices.append(choice)
+    return max(choices, key=total)
 
 
 def smallest(layers: Sequence[Layer], cost_of: CostOf) -> Cost:

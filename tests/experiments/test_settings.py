@@ -157,9 +157,10 @@ def test_help_has_every_flag_with_its_defaults_every_experiment_and_every_preset
         assert f"--{name} " in text
     for name in (*EXPERIMENTS, *(path.stem for path in flag_groups.PRESETS.glob("*.flags"))):
         assert f" {name} " in text
-    assert re.search(r" Training \(quickstart, compare,[^)]* rounds, bench_train\): ", text)
+    assert re.search(r" Training \(quickstart, compare,[^)]* rounds, neurons, bench_train, bench_neurons\): ", text)
     assert re.search(
-        r"--learning_rate ((?!--).)*\(default 0.003 in quickstart; 0.001 in compare;((?!--).)* 0.005 in rounds\)", text
+        r"--learning_rate ((?!--).)*\(default 0.003 in quickstart; 0.001 in compare[,;]((?!--).)* 0.005 in rounds\)",
+        text,
     )
     assert re.search(r"--optimizer ((?!--).)*\(default adam\)", text)
 

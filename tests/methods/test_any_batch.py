@@ -16,6 +16,7 @@ OPTIONS = {
     "subspace": {"rank": 2, "aux": 16},
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
+    "neurons": {"selection": "velocity", "weights": 0.5},
 }
 
 

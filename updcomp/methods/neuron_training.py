@@ -28,7 +28,7 @@ from updcomp.training.plans import Frozen, Named, Plan, as_trained, part_of, wit
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import views
-from updcomp.wire.errors import Error
+from updcomp.wire.errors import BudgetError, Error
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.columns import Columns
 from updcomp.wire.packet import Packet
@@ -232,9 +232,9 @@ class NeuronTraining:
         self._shapes.add(found[2])
         self._spent = Cost(*map(max, self._spent, found[1]))
 
-    def _impossible(self) -> Error:
+    def _impossible(self) -> BudgetError:
         least = neurons.smallest(self._layers, self._cost_of)
-        return Error(
+        return BudgetError(
             f"budget: expected at least about {_said(least)}, the least for one neuron, found {_said(self._limits)}; "
             f"all neurons take {_said(self._full)}"
         )

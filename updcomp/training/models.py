@@ -63,17 +63,20 @@ class _Vgg(nn.Module):
     stages: Sequence[Sequence[int]]
     dense: Sequence[int]
     num_classes: int
+    batch_norm: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def activate(x: jax.Array) -> jax.Array:
+            return nn.relu(BatchNorm(use_running_average=not train)(x) if self.batch_norm else x)
+
         for widths in self.stages:
             for width in widths:
-                x = nn.relu(BatchNorm(use_running_average=not train)(Conv(width, (3, 3))(x)))
+                x = activate(Conv(width, (3, 3), use_bias=not self.batch_norm)(x))
             x = halve(x)
         x = x.reshape(len(x), -1)
         for width in self.dense:
-            x = Dense(width, use_bias=False)(x)
-            x = nn.relu(BatchNorm(use_running_average=not train)(x))
+            x = activate(Dense(width, use_bias=not self.batch_norm)(x))
         return Dense(self.num_classes)(x)
 
 
@@ -112,9 +115,10 @@ def vgg(
     *,
     stages: Sequence[Sequence[int]] = ((128, 128), (256, 256), (512, 512)),
     dense: Sequence[int] = (1024, 1024),
+    batch_norm: bool = True,
     num_classes: int = 10,
 ) -> Model:
-    """Stages of 3 x 3 convolutions, each halved by max pooling, then fully connected layers; batch norm throughout.
+    """Stages of 3 x 3 convolutions, each halved by max pooling, then fully connected layers.
 
     The defaults are the VGGNet for CIFAR-10 of Courbariaux et al., BinaryConnect (NeurIPS 2015):
     2x128C3 - MP2 - 2x256C3 - MP2 - 2x512C3 - MP2 - 2x1024FC - 10.
@@ -131,7 +135,7 @@ def vgg(
     >>> variables["params"]["Conv_1"]["kernel"].shape
     (3, 3, 4, 8)
     """
-    return _model(_Vgg(tuple(map(tuple, stages)), tuple(dense), num_classes))
+    return _model(_Vgg(tuple(map(tuple, stages)), tuple(dense), num_classes, batch_norm))
 
 
 def resnet(*, depth: int = 20, num_classes: int = 10) -> Model:
@@ -235,6 +239,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "mlp_bn": functools.partial(mlp, batch_norm=True),
     "cnn": functools.partial(vgg, stages=((16,), (32,)), dense=(64,)),
     "vgg": vgg,
+    "vgg_small": functools.partial(vgg, stages=((16, 16), (32, 32), (64, 64)), dense=(128,), batch_norm=False),
     "resnet20": functools.partial(resnet, depth=20),
     "resnet56": functools.partial(resnet, depth=56),
     "mobilenet_v1": mobilenet_v1,
