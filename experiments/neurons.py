@@ -194,7 +194,7 @@ def _compare(run: Run, wanted: Sequence[Tries], progress: Any) -> None:
     """All rows of a seed."""
     held = run.deployed()
     before = run.scores(held.variables)
-    reference: Identity | None = None
+    reference = _reference(run) if run.seed else None
 
     def identity_of(cell: Cell) -> Identity:
         return run.identity(cell.method, cell.setting)
@@ -206,8 +206,12 @@ def _compare(run: Run, wanted: Sequence[Tries], progress: Any) -> None:
             make = _Kept(cell)
             run.measure(identity_of(cell), make, held, before, reference=reference, extra=make.spent)
             progress.update()
-        full = neurons_arms.reference(neurons_arms.arms(run.results.rows))
-        reference = run.identity(full.method, full.tried)
+        reference = _reference(run)
+
+
+def _reference(run: Run) -> Identity:
+    full = neurons_arms.reference(neurons_arms.arms(run.results.rows))
+    return run.identity(full.method, full.tried)
 
 
 def _cells(run: Run, wanted: Sequence[Tries]) -> list[Cell]:

@@ -80,7 +80,7 @@ def arms(rows: Sequence[Row]) -> list[Arm]:
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.identity.method, describe(_without_rate(row))].append(row)
+        groups[row.identity.method, describe(without_rate(row))].append(row)
     found = []
     for group in groups.values():
         tried = [row for row in group if row.identity.seed == 0]
@@ -90,7 +90,7 @@ def arms(rows: Sequence[Row]) -> list[Arm]:
             )
             same = [row for row in group if row.identity.setting == best.identity.setting]
             same.sort(key=lambda row: row.identity.seed)
-            found.append(Arm(best.identity.method, _without_rate(best), best.identity.setting, same))
+            found.append(Arm(best.identity.method, without_rate(best), best.identity.setting, same))
     return found
 
 
@@ -103,7 +103,8 @@ def _rate_name(row: Row) -> str:
     return "sparse_rate" if "sparse_rate" in row.identity.setting else "rate"
 
 
-def _without_rate(row: Row) -> Setting:
+def without_rate(row: Row) -> Setting:
+    """The setting of a row's way to train."""
     return {name: value for name, value in row.identity.setting.items() if name != _rate_name(row)}
 
 

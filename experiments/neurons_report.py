@@ -52,17 +52,17 @@ def table(found: Sequence[Arm], full: Arm) -> Table:
 
 
 def _in_order(found: Sequence[Arm]) -> list[Arm]:
-    """Without budgets first, then selections by budget, then the other methods."""
+    """Those without a budget first, then the selections under each budget, then the other methods."""
     unlimited = [EVERYTHING, FULL, CLASSIFIER]
     names = list(SELECTIONS)
 
     def place(arm: Arm) -> tuple[Any, ...]:
         if arm.key in unlimited:
-            return 0, unlimited.index(arm.key), "", 0.0
+            return 0, "", unlimited.index(arm.key), 0
         if arm.method != "neurons":
-            return 2, 0, arm.method, arm.mean("update_bytes")
+            return 2, arm.method, arm.mean("update_bytes"), 0
         currency = next(name for name in arm.setting if name != "selection")
-        return 1, names.index(arm.name), currency, float(arm.setting[currency] or 0)
+        return 1, currency, float(arm.setting[currency] or 0), names.index(arm.name)
 
     return sorted(found, key=place)
 

@@ -207,6 +207,7 @@ def test_a_budget_too_small_names_the_smallest_possible():
             for wrong in (0, -1, True, 1.0)
         ),
         *(({"weights": 0.5, "shapes": wrong}, "shapes: expected a whole number") for wrong in (0, -1, True, 1.0)),
+        ({"weights": 0.5, "microbatches": 0}, "microbatches: expected a whole number"),
         ({"weights": 0.5, "bits": 1}, "bits"),
         ({"weights": 0.5, "rate": 0.0}, "rate"),
     ],
@@ -345,15 +346,13 @@ def test_a_killed_training_goes_on(selection, tmp_path, monkeypatch):
     assert updcomp.encode(found, deployed) == updcomp.encode(method(KEY, deployed, task), deployed)
 
 
-@pytest.mark.parametrize("other", [{"selection": "random"}, {"weights": 0.3}], ids=["selection", "budget"])
-def test_another_setting_in_the_same_folder_starts_anew(other, tmp_path, monkeypatch):
+def test_another_setting_in_the_same_folder_starts_anew(tmp_path, monkeypatch):
     checkpointed(monkeypatch)
     deployed, task = regression()
-    options = {"selection": "fixed", "weights": 0.5}
-    neurons(**options)(KEY, deployed, task._replace(checkpoints=tmp_path))
-    method = neurons(**{**options, **other})
-    found = method(KEY, deployed, task._replace(checkpoints=tmp_path))
-    assert updcomp.encode(found, deployed) == updcomp.encode(method(KEY, deployed, task), deployed)
+    neurons(selection="fixed", weights=0.5)(KEY, deployed, task._replace(checkpoints=tmp_path))
+    for other in (neurons(selection="random", weights=0.5), neurons(selection="fixed", weights=0.499)):
+        found = other(KEY, deployed, task._replace(checkpoints=tmp_path))
+        assert updcomp.encode(found, deployed) == updcomp.encode(other(KEY, deployed, task), deployed)
 
 
 def test_where_no_epoch_helps_nothing_is_sent():

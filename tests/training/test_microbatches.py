@@ -139,6 +139,8 @@ def test_chosen_neurons_train_in_parts():
     )
     assert two.full.memory < one.full.memory
     assert_helps(two.packet, deployed, task)
+    by_method = neurons(selection="fixed", weights=0.5, bits=16, microbatches=2)(KEY, deployed, task)
+    assert updcomp.encode(by_method, deployed) == updcomp.encode(two.packet, deployed)
     assert one.packet.blocks.keys() == two.packet.blocks.keys()
     for name, block in one.packet.blocks.items():
         other = two.packet.blocks[name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from updcomp import trees
 from updcomp.layers import Layer
-from updcomp.neurons import Choice, Cost, CostOf, whole
+from updcomp.neurons import Choice, Cost, CostOf, Counts, whole
 from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.views import View
@@ -30,6 +30,20 @@ def views_of(layers: Sequence[Layer]) -> dict[str, View]:
     return kernels | {layer.bias: BIAS for layer in layers if layer.bias}
 
 
+def shape_of(layers: Sequence[Layer], counts: Counts) -> Shape:
+    """The shape of so many columns: in sixteenths of a kernel, so that few shapes differ."""
+
+    def room(layer: Layer, name: str, count: int) -> int | None:
+        if count == layer.neurons:
+            return None
+        if name == layer.bias:
+            return layer.neurons  # a bias costs too little for shapes of its own
+        return math.ceil(math.ceil(count * _STEPS / layer.neurons) * layer.neurons / _STEPS)
+
+    named = ((layer, name) for layer in layers for name in (layer.kernel, layer.bias) if name)
+    return {name: room(layer, name, count) for layer, name in named if (count := counts.get(name, 0))}
+
+
 class Shapes:
     """The shapes in use."""
 
@@ -41,6 +55,7 @@ class Shapes:
           most: how many there may be.
           cost_of: what a choice costs.
         """
+        self._layers = layers
         self._views = views_of(layers)
         self._columns = whole(layers)
         self._most, self._cost_of = most, cost_of
@@ -68,7 +83,7 @@ class Shapes:
         Returns:
           (the choice, the shape).
         """
-        own = {name: self._room(name, len(numbers)) for name, numbers in choice.items()}
+        own = shape_of(self._layers, {name: len(numbers) for name, numbers in choice.items()})
         most = Cost(*(_LARGER * part for part in self._cost_of(self.room(own))))
         near = [shape for shape in self._known if _holds(shape, own) and self._cost_of(self.room(shape)).within(most)]
         if near:
@@ -97,15 +112,6 @@ class Shapes:
                 chosen = choice.get(name, np.empty(0, np.int32))
                 found[name][: len(chosen)] = chosen
         return found
-
-    def _room(self, name: str, count: int) -> int | None:
-        total = self._columns[name]
-        if count == total:
-            return None
-        if not self._views[name].in_axes:
-            return total  # a bias costs too little for shapes of its own
-        sixteenths = math.ceil(count * _STEPS / total)
-        return math.ceil(sixteenths * total / _STEPS)
 
 
 def _holds(shape: Shape, own: Shape) -> bool:

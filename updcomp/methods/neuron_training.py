@@ -15,7 +15,7 @@ from updcomp import neurons, quantize
 from updcomp.layers import Layer
 from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
-from updcomp.methods.column_shapes import Shape, Shapes, carried, views_of
+from updcomp.methods.column_shapes import Shape, Shapes, carried, shape_of, views_of
 from updcomp.methods.neuron_probes import Probe
 from updcomp.methods.selections import Scene, Selection
 from updcomp.neurons import Choice, Cost, Memory, Velocity
@@ -174,7 +174,10 @@ class NeuronTraining:
         self._partitions.append(training.plan.partition)
 
     def _cost_of(self, counts: neurons.Counts) -> Cost:
-        return neurons.cost(self._layers, counts, self._memory)
+        """The cost that is expected of a choice: of its weights, and of all that its shape has room for."""
+        room = self._shapes.room(shape_of(self._layers, counts))
+        expected = neurons.cost(self._layers, room, self._memory)
+        return expected._replace(weights=neurons.cost(self._layers, counts, self._memory).weights)
 
     def _measure(self) -> tuple[Cost, Memory]:
         """What training all neurons takes, by the compiler, and the factors that explain its memory."""

@@ -126,10 +126,11 @@ def vgg(
     Args:
       stages: the channels of every convolution, stage by stage; images need at least 2^len(stages) pixels a side.
       dense: width of each hidden fully connected layer.
+      batch_norm: whether batch norm follows each hidden layer, in place of a bias; devices often have it folded in.
       num_classes: number of logits.
 
     Returns:
-      A model with batch statistics; its functions raise an Error for images that are too small.
+      A model, with batch statistics if it has batch norm; its functions raise an Error for images that are too small.
 
     >>> variables = vgg(stages=((4,), (8,)), dense=(16,)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> variables["params"]["Conv_1"]["kernel"].shape
