@@ -174,7 +174,7 @@ def fit_memory(layers: Sequence[Layer], *, per_weight: float, forward_bytes: flo
       training_bytes: peak of training all neurons, without the bytes of the weights.
 
     Returns:
-      `Memory`: at least 1 backward, where the weights are all that counts.
+      `Memory`; its `backward` is no less than its `forward`.
     """
     own = max(layer.input_bytes + _FLOAT * layer.output_size for layer in layers)
     forward, low, high = forward_bytes / own, 0.0, 1024.0
@@ -184,7 +184,7 @@ def fit_memory(layers: Sequence[Layer], *, per_weight: float, forward_bytes: flo
             low = middle
         else:
             high = middle
-    return Memory(per_weight, forward, max(high, 1.0))
+    return Memory(per_weight, forward, max(high, forward))
 
 
 CostOf = Callable[[Counts], Cost]

@@ -122,5 +122,6 @@ class Neurons:
             probe=self.probe,
             shapes=self.shapes,
             microbatches=self.microbatches,
+            label=repr(self),
         )
         return training.outcome(self.bits)

@@ -148,9 +148,8 @@ def carried(
     held = trees.named_leaves(old)
 
     def of(path: str, fresh: jax.Array) -> jax.Array:
-        name = next(
-            (name for name in after if path.endswith("/" + name) or path.endswith("/" + name.split("/", 1)[-1])), None
-        )
+        ends = [name for name in after if f"/{path}".endswith("/" + name.removeprefix("params/"))]
+        name = max(ends, key=len, default="" if "" in after and fresh.ndim else None)
         if path not in held:
             return fresh
         if name is None:

@@ -1,6 +1,7 @@
 """One training of chosen neurons: choose, compile or reuse, train an epoch, measure, choose again."""
 
 import functools
+import hashlib
 import math
 import statistics
 import time
@@ -84,7 +85,7 @@ class Outcome(NamedTuple):
     packet: Packet
     spent: Spent
     full: Cost  # what training all neurons takes
-    partitions: tuple[Partition, ...]  # of each epoch: the leaves that trained; all have the depth of their layer
+    partitions: tuple[Partition, ...]  # of each epoch since the last start: what trained; leaves have depths
 
 
 class NeuronTraining:
@@ -102,13 +103,14 @@ class NeuronTraining:
         probe: int,
         shapes: int,
         microbatches: int,
+        label: str,
     ) -> None:
         """Finds the layers, and measures what training all neurons takes.
 
         Raises:
           Error: there are none, or not one fits the budget.
         """
-        self._key, self._task, self._selection, self._rate = key, task, selection, rate
+        self._key, self._task, self._selection, self._label = key, task, selection, label
         model = base.model_of(deployed, task)
         self._layers = neuron_probes.layers_of(model, task)
         self._model = _chosen(model, self._layers)
@@ -224,7 +226,7 @@ class NeuronTraining:
             used = max(own / limit for own, limit in zip(spent, self._limits, strict=True))
             if found and (self._partitions or not self._selection.limited or used > _FULL or number >= _BETTER):
                 break
-            before, expected = self._strictness, self._cost_of(self._shapes.room(shape))
+            before, expected = self._strictness, self._cost_of({name: len(own) for name, own in choice.items()})
             careful = _CAREFUL ** (number + 1)
             self._strictness = Cost(
                 *(careful * guess / own if own else 1.0 for guess, own in zip(expected, spent, strict=True))
@@ -237,10 +239,10 @@ class NeuronTraining:
 
     def _impossible(self) -> BudgetError:
         least = neurons.smallest(self._layers, self._cost_of)
-        return BudgetError(
-            f"budget: expected at least about {_said(least)}, the least for one neuron, found {_said(self._limits)}; "
-            f"all neurons take {_said(self._full)}"
-        )
+        said = "at least about" if not least.within(self._limits) else "more than is left above"
+        found = f"found {_said(self._limits)}; all neurons take {_said(self._full)}"
+        advice = "more microbatches take less memory"
+        return BudgetError(f"budget: expected {said} {_said(least)}, what one neuron takes, {found}; {advice}")
 
     def _with(self, choice: Choice, shape: Shape) -> Training:
         """The training in which these neurons train from here on."""
@@ -250,8 +252,11 @@ class NeuronTraining:
         frozen = Frozen(training.frozen.deployed, {name: jnp.asarray(own) for name, own in numbers.items()})
         optimizer = _fresh(plan, self._task.optimizer, training.state.trainable, frozen)
         if self._partitions:
-            before = {name: training.frozen.fixed.get(name) for name, _ in training.plan.parts or ()}
-            after = {name: numbers.get(name) for name, _ in plan.parts or ()}
+            old, new = (dict(one.parts or dict.fromkeys(self._start)) for one in (training.plan, plan))
+            before, after = (
+                {name: training.frozen.fixed.get(name) for name in old},
+                {name: numbers.get(name) for name in new},
+            )
             optimizer = carried(training.state.optimizer, optimizer, before, after, self._views)
         return training._replace(plan=plan, frozen=frozen, state=training.state._replace(optimizer=optimizer))
 
@@ -264,7 +269,8 @@ class NeuronTraining:
 
     def _scene(self, limits: Cost) -> Scene:
         key = jax.random.fold_in(self._key, _SELECTION)
-        generator = np.random.default_rng([*jax.random.key_data(key).tolist(), self._training.epoch])
+        epoch = self._training.epoch if self._selection.again else 0
+        generator = np.random.default_rng([*jax.random.key_data(key).tolist(), epoch])
         now = functools.partial(self._probe.squared_gradients, self._training.state.trainable, key)
         first = functools.partial(self._probe.squared_gradients, self._start, key)
         return Scene(self._layers, limits, self._cost_of, generator, self._velocity, now, first)
@@ -303,7 +309,8 @@ class NeuronTraining:
         self._training = self._training._replace(epoch=epoch, state=state._replace(optimizer=kept))
 
     def _folder(self) -> str:
-        return f"{loop.folder_of(self._training)}"
+        """Of its own for each setting, as `loop.folder_of` does not know of those."""
+        return f"{loop.folder_of(self._training)}-{hashlib.sha256(self._label.encode()).hexdigest()[:8]}"
 
 
 _part_of = jax.jit(part_of, static_argnums=0)
