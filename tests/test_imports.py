@@ -15,7 +15,10 @@ FLOORS = [
     {"updcomp.edge"},
     {
         f"updcomp.{name}"
-        for name in ("trees", "convolution", "layers", "partition", "delta", "contribution", "selection", "neurons", "factorize", "subspace", "quantize")
+        for name in (
+            *("trees", "partition", "delta", "contribution", "selection", "factorize", "subspace", "quantize"),
+            *("neurons", "layers", "products", "convolution"),
+        )
     },
     {"updcomp.api"},
     {"updcomp.training"},

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from updcomp import trees
-from updcomp.convolution import convolve
+from updcomp import products, trees
+from updcomp.products import Kernel, Product
 from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.views import View
@@ -77,11 +76,6 @@ def put(leaf: jax.Array, view: View, numbers: jax.Array, values: jax.Array) -> j
     return views.join(matrix[None], leaf.shape, view)
 
 
-class _Kernel(NamedTuple):
-    name: str
-    axes: tuple[int, ...]  # the leaf's axes, in the order that they have here
-
-
 class _Vector(NamedTuple):
     name: str
 
@@ -90,7 +84,7 @@ class _Output(NamedTuple):
     kernel: str
 
 
-_Mark = _Kernel | _Vector | _Output | None  # what is known of a value of the program
+_Mark = Kernel | _Vector | _Output | None  # what is known of a value of the program
 
 
 def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Collection[str]) -> tuple[Layer, ...]:
@@ -118,7 +112,7 @@ def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Col
     uses = _Uses()
     inputs: dict[int, int] = {}
 
-    def note(product: "_Product", activation: Any, kernel: Any) -> Any:
+    def note(product: Product, activation: Any, kernel: Any) -> Any:
         out = product.apply(activation, kernel)
         number = inputs.setdefault(id(activation), len(inputs))
         kept.append(activation)  # so that its id stays its own
@@ -186,7 +180,7 @@ def outputs(
     """
     found: dict[str, list[jax.Array]] = {}
 
-    def keep(product: "_Product", activation: Any, kernel: Any) -> Any:
+    def keep(product: Product, activation: Any, kernel: Any) -> Any:
         out = product.apply(activation, kernel)
         last = product.neurons_last(out)
         found.setdefault(product.name, []).append(last.reshape(last.shape[0], -1, product.neurons))
@@ -220,7 +214,7 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
     if not chosen:
         return function(variables, *args)
 
-    def by_columns(product: "_Product", activation: Any, kernel: Any) -> Any:
+    def by_columns(product: Product, activation: Any, kernel: Any) -> Any:
         return _by_columns(product, activation, kernel, *chosen[product.name])
 
     leaves = trees.named_leaves(variables)
@@ -228,7 +222,7 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
     return _Program(function, variables, leaves, chosen, *args).run(by_columns, None)
 
 
-def _by_columns(product: "_Product", activation: Any, kernel: Any, numbers: Any, values: Any) -> Any:
+def _by_columns(product: Product, activation: Any, kernel: Any, numbers: Any, values: Any) -> Any:
     """The product, whose gradient with respect to the kernel is computed for some columns alone."""
 
     @jax.custom_vjp
@@ -251,19 +245,6 @@ def _by_columns(product: "_Product", activation: Any, kernel: Any, numbers: Any,
     return apply(activation, kernel, numbers, values)
 
 
-class _Product(NamedTuple):
-    """A product with a kernel, or a convolution."""
-
-    name: str  # of the kernel
-    view: View  # of the leaf
-    neurons: int
-    outer: int  # axes of the result that are no neurons
-    apply: Callable[[Any, Any], Any]  # (activation, kernel as it is here) -> result
-    neurons_last: Callable[[Any], Any]  # result -> samples first, then positions, neurons in the leaf's order last
-    of_columns: Callable[[Any, Any, Any], Any]  # (activation, (fan_in, k), numbers) -> the same of k columns alone
-    flops: Callable[[Any, Any, Any], int]  # (activation, kernel, result) -> operations
-
-
 class _Uses:
     """What else the program does with the leaves; nobody asks where it is evaluated to be differentiated."""
 
@@ -272,7 +253,7 @@ class _Uses:
         self.biases: dict[str, str] = {}  # kernel -> the vector that is added to its outputs
 
 
-Visit = Callable[[_Product, Any, Any], Any]
+Visit = Callable[[Product, Any, Any], Any]
 """(product, activation, kernel as it is here) -> its result"""
 
 
@@ -306,7 +287,7 @@ class _Program:
 
 def _first_mark(name: str, leaf: Any) -> _Mark:
     if leaf.ndim >= 2:
-        return _Kernel(name, tuple(range(leaf.ndim)))
+        return Kernel(name, tuple(range(leaf.ndim)))
     return _Vector(name) if leaf.ndim == 1 else None
 
 
@@ -348,7 +329,8 @@ def _step(
             run = lambda *given: _evaluate(parameters["jaxpr"], (), given, marks, visit, uses)[0]  # noqa: E731
             options = {key: parameters[key] for key in ("prevent_cse", "policy")}
             return jax.checkpoint(run, **options)(*given), [None] * len(equation.outvars)
-        if (found := _product_of(equation, given, marks)) is not None:
+        kernels = {place: mark for place, mark in enumerate(marks) if isinstance(mark, Kernel)}
+        if (found := products.of_equation(equation, given, kernels)) is not None:
             product, activation, kernel = found
             return [visit(product, given[activation], given[kernel])], [_Output(product.name)]
     out = equation.primitive.bind(*given, **equation.primitive.get_bind_params(parameters))
@@ -359,11 +341,11 @@ def _step(
 def _mark_of(equation: Any, marks: list[_Mark], uses: _Uses | None) -> _Mark:
     """What is known of an equation's first result."""
     name = equation.primitive.name
-    for kernel in (mark for mark in marks if isinstance(mark, _Kernel)):
+    for kernel in (mark for mark in marks if isinstance(mark, Kernel)):
         if name in _CASTS:
             return kernel
         if name == "transpose":
-            return _Kernel(kernel.name, tuple(kernel.axes[axis] for axis in equation.params["permutation"]))
+            return Kernel(kernel.name, tuple(kernel.axes[axis] for axis in equation.params["permutation"]))
         if uses is not None:
             uses.others.add(kernel.name)
     vectors = [mark for mark in marks if isinstance(mark, _Vector)]
@@ -382,119 +364,3 @@ def _is_full(equation: Any, marks: list[_Mark]) -> bool:
     ((_, other),) = [(m, a) for m, a in zip(marks, equation.invars, strict=True) if not isinstance(m, _Output)]
     shape = other.aval.shape
     return bool(shape) and shape[0] != 1
-
-
-def _product_of(equation: Any, given: list[Any], marks: list[_Mark]) -> tuple[_Product, int, int] | None:
-    """The product that an equation is, with the places of activation and kernel among its operands."""
-    name = equation.primitive.name
-    kernels = [place for place, mark in enumerate(marks) if isinstance(mark, _Kernel)]
-    if len(kernels) != 1:
-        return None
-    (kernel,) = kernels
-    mark: Any = marks[kernel]
-    if name == "dot_general":
-        product = _dot(equation.params, mark, given[kernel].shape, given[1 - kernel].ndim, first=kernel == 0)
-        return None if product is None else (product, 1 - kernel, kernel)
-    places, parameters = [0, 1], equation.params
-    if name == "cond" and parameters.get("branches_platforms"):  # one branch for each platform, all of them equal
-        for branch in parameters["branches"]:
-            inner = branch.jaxpr
-            if [e.primitive.name for e in inner.eqns] == ["conv_general_dilated"]:
-                places = [1 + inner.invars.index(atom) for atom in inner.eqns[0].invars]
-                name, parameters = "conv_general_dilated", inner.eqns[0].params
-    if name != "conv_general_dilated" or places[1] != kernel or parameters["batch_group_count"] != 1:
-        return None
-    return _convolution(parameters, mark, given[kernel].shape), places[0], kernel
-
-
-def _dot(
-    parameters: Mapping[str, Any], mark: _Kernel, shape: Sequence[int], ndim: int, *, first: bool
-) -> _Product | None:
-    (left, right), (left_batch, _) = parameters["dimension_numbers"]
-    if left_batch:
-        return None
-    summed, over = (left, right) if first else (right, left)  # axes of the kernel, and of the activation
-    options = {key: parameters[key] for key in ("precision", "preferred_element_type")}
-    free = [axis for axis in range(len(shape)) if axis not in summed]
-    if not free or not summed:
-        return None
-    view = View(tuple(sorted(mark.axes[axis] for axis in summed)), tuple(sorted(mark.axes[axis] for axis in free)))
-    outer = ndim - len(over)
-    by_leaf = sorted(range(len(free)), key=lambda i: mark.axes[free[i]])
-
-    def apply(activation: Any, kernel: Any) -> Any:
-        operands = (kernel, activation) if first else (activation, kernel)
-        return lax.dot_general(*operands, parameters["dimension_numbers"], **options)
-
-    def neurons_last(out: Any) -> Any:
-        start = 0 if first else outer
-        rest = range(len(free), out.ndim) if first else range(outer)
-        moved = out.transpose(*rest, *(start + i for i in by_leaf))
-        return moved.reshape(*moved.shape[:outer], -1)
-
-    def of_columns(activation: Any, values: Any, numbers: Any) -> Any:
-        order = sorted(range(len(summed)), key=lambda i: mark.axes[summed[i]])
-        matrix = values.reshape(*(shape[summed[i]] for i in order), values.shape[-1])
-        axes = tuple(over[i] for i in order), tuple(range(len(order)))
-        return lax.dot_general(activation, matrix, (axes, ((), ())), **options)
-
-    neurons, fan_in = (math.prod(shape[axis] for axis in axes) for axes in (free, summed))
-
-    def flops(activation: Any, kernel: Any, out: Any) -> int:
-        return 2 * out.size * fan_in
-
-    return _Product(mark.name, view, neurons, outer, apply, neurons_last, of_columns, flops)
-
-
-def _convolution(parameters: Mapping[str, Any], mark: _Kernel, shape: Sequence[int]) -> _Product:
-    numbers_of = parameters["dimension_numbers"]
-    (_, channels), (out_axis, in_axis), (batch, features) = (
-        spec[:2] for spec in (numbers_of.lhs_spec, numbers_of.rhs_spec, numbers_of.out_spec)
-    )
-    neurons, groups = shape[out_axis], parameters["feature_group_count"]
-    rest = sorted(axis for axis in range(len(shape)) if axis != out_axis)
-    leaf_out = mark.axes[out_axis]
-    view = View(tuple(sorted(mark.axes[axis] for axis in rest)), (leaf_out,))
-    options = {
-        key: value for key, value in parameters.items() if key not in ("feature_group_count", "batch_group_count")
-    }
-    strides, padding = options.pop("window_strides"), options.pop("padding")
-
-    def apply(activation: Any, kernel: Any, groups: int = groups) -> Any:
-        return convolve(activation, kernel, strides, padding, feature_group_count=groups, **options)
-
-    def neurons_last(out: Any) -> Any:
-        others = [axis for axis in range(out.ndim) if axis not in (batch, features)]
-        return out.transpose(batch, *others, features)
-
-    def of_columns(activation: Any, values: Any, numbers: Any) -> Any:
-        by_leaf = sorted(rest, key=lambda axis: mark.axes[axis])
-        kernel = values.reshape(*(shape[axis] for axis in by_leaf), values.shape[-1])
-        here = [by_leaf.index(axis) if axis != out_axis else len(rest) for axis in range(len(shape))]
-        kernel = kernel.transpose(here)
-        if groups == 1:
-            return neurons_last(apply(activation, kernel))
-        # Each neuron reads the channels of its own group.
-        width = shape[in_axis]
-        read = (numbers // (neurons // groups))[:, None] * width + jnp.arange(width)[None]
-        own = jnp.take(activation, read.reshape(-1), channels, mode="clip")
-        return neurons_last(apply(own, kernel, values.shape[-1]))
-
-    def flops(activation: Any, kernel: Any, out: Any) -> int:
-        """Products with the zeros of the padding do not count, as they do not for compilers."""
-        sizes = [activation.shape[axis] for axis in numbers_of.lhs_spec[2:]]
-        windows = [kernel.shape[axis] for axis in numbers_of.rhs_spec[2:]]
-        outputs = [out.shape[axis] for axis in numbers_of.out_spec[2:]]
-        ends = zip(
-            sizes, windows, outputs, strides, padding, options["lhs_dilation"], options["rhs_dilation"], strict=True
-        )
-        taps = math.prod(_taps(*end) for end in ends)
-        return 2 * out.shape[batch] * neurons * shape[in_axis] * taps
-
-    return _Product(mark.name, view, neurons, len(shape) - 1, apply, neurons_last, of_columns, flops)
-
-
-def _taps(size: int, window: int, outputs: int, stride: int, pad: tuple[int, int], spread: int, dilation: int) -> int:
-    """How many pairs of an output and a kernel pixel along an axis read a pixel that is there."""
-    places = np.arange(outputs)[:, None] * stride + np.arange(window)[None] * dilation - pad[0]
-    return int(np.sum((places >= 0) & (places <= (size - 1) * spread) & (places % spread == 0)))

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 
 from updcomp.methods import base
-from updcomp.methods.neuron_training import Budget, NeuronTraining, Outcome, Share
+from updcomp.methods.neuron_training import Budget, NeuronTraining, Options, Outcome, Share
 from updcomp.methods.selections import SELECTIONS
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
@@ -82,20 +82,14 @@ def neurons(
     for name, count in (("probe", probe), ("shapes", shapes), ("microbatches", microbatches)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise Error(f"{name}: expected a whole number from 1 on, found {count!r}")
-    return Neurons(selection, budget, bits, rate, probe, shapes, microbatches)
+    return Neurons(Options(selection, budget, bits, rate, probe, shapes, microbatches))
 
 
 @dataclasses.dataclass(frozen=True)
 class Neurons:
     """A method of one training of chosen neurons; see `neurons` for its fields."""
 
-    selection: str
-    budget: Budget
-    bits: int
-    rate: float
-    probe: int
-    shapes: int
-    microbatches: int
+    options: Options
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update."""
@@ -112,16 +106,4 @@ class Neurons:
         Returns:
           `Outcome`.
         """
-        training = NeuronTraining(
-            key,
-            deployed,
-            task,
-            selection=SELECTIONS[self.selection],
-            budget=self.budget,
-            rate=self.rate,
-            probe=self.probe,
-            shapes=self.shapes,
-            microbatches=self.microbatches,
-            label=repr(self),
-        )
-        return training.outcome(self.bits)
+        return NeuronTraining(key, deployed, task, self.options).outcome()

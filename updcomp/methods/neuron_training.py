@@ -18,7 +18,7 @@ from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
 from updcomp.methods.column_shapes import Shape, Shapes, carried, shape_of, views_of
 from updcomp.methods.neuron_probes import Probe
-from updcomp.methods.selections import Scene, Selection
+from updcomp.methods.selections import SELECTIONS, Scene
 from updcomp.neurons import Choice, Cost, Memory, Velocity
 from updcomp.partition import KERNEL, Partition
 from updcomp.training import analysis, loop, steps, tasks
@@ -68,6 +68,18 @@ class Budget(NamedTuple):
         return Cost(*(math.inf if s is None else s * most if isinstance(s, float) else float(s) for s, most in pairs))
 
 
+class Options(NamedTuple):
+    """Those of `methods.neurons`."""
+
+    selection: str
+    budget: Budget
+    bits: int
+    rate: float
+    probe: int
+    shapes: int
+    microbatches: int
+
+
 class Spent(NamedTuple):
     """What training took."""
 
@@ -91,59 +103,39 @@ class Outcome(NamedTuple):
 class NeuronTraining:
     """The training of a `methods.neurons`."""
 
-    def __init__(
-        self,
-        key: jax.Array,
-        deployed: PyTree,
-        task: Task,
-        *,
-        selection: Selection,
-        budget: Budget,
-        rate: float,
-        probe: int,
-        shapes: int,
-        microbatches: int,
-        label: str,
-    ) -> None:
+    def __init__(self, key: jax.Array, deployed: PyTree, task: Task, options: Options) -> None:
         """Finds the layers, and measures what training all neurons takes.
 
         Raises:
           Error: there are none, or not one fits the budget.
         """
-        self._key, self._task, self._selection, self._label = key, task, selection, label
+        self._key, self._options, self._selection = key, options, SELECTIONS[options.selection]
         model = base.model_of(deployed, task)
         self._layers = neuron_probes.layers_of(model, task)
         self._model = _chosen(model, self._layers)
         self._views = views_of(self._layers)
         self._start = self._model.trained()
         plan = Plan("neurons", self._model.partition, tuple((name, as_trained) for name in sorted(self._start)))
-        rates = dict.fromkeys(self._start, rate)
+        rates = dict.fromkeys(self._start, options.rate)
         frozen = Frozen(self._model.variables, {})
         self._training = loop.begin(key, task, plan, self._start, frozen, rates=rates)
-        self._probe = Probe(task, plan, self._layers, self._model.variables, probe)
+        self._probe = Probe(task, plan, self._layers, self._model.variables, options.probe)
         self._forward = self._probe.forward()
         self._full, memory = self._measure()
-        self._memory = memory._replace(microbatches=microbatches)
-        self._task = task = task._replace(microbatches=microbatches * task.microbatches)
+        self._memory = memory._replace(microbatches=options.microbatches)
+        self._task = task = task._replace(microbatches=options.microbatches * task.microbatches)
         tasks.check(task, self._training.mesh)
         self._training = self._training._replace(task=self._training.task._replace(microbatches=task.microbatches))
-        self._limits = budget.limits(self._full)
+        self._limits = options.budget.limits(self._full)
         self._strictness = Cost(1.0, 1.0, 1.0)  # factors of the limits, where more is compiled than was expected
-        self._shapes = Shapes(self._layers, shapes, self._cost_of)
+        self._shapes = Shapes(self._layers, options.shapes, self._cost_of)
         self._velocity: dict[str, Velocity] | None = None
         self._spent = Cost(0.0, 0.0, 0.0)
         self._seconds: list[tuple[float, float]] = []  # of choosing and of the steps, by epoch
         self._partitions: list[Partition] = []
 
-    def outcome(self, bits: int) -> Outcome:
-        """Trains all epochs.
-
-        Args:
-          bits: of each sent weight's delta.
-
-        Returns:
-          `Outcome`.
-        """
+    def outcome(self) -> Outcome:
+        """Trains all epochs."""
         task = self._task
         saved = Checkpoints(Path(task.checkpoints) / self._folder()) if task.checkpoints else None
         if saved and (found := saved.restore_latest(self._state())):
@@ -154,7 +146,7 @@ class NeuronTraining:
             if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
                 saved.save(self._training.epoch, self._state())
                 last_save = time.monotonic()
-        return Outcome(self._packet(bits), self._report(), self._full, tuple(self._partitions))
+        return Outcome(self._packet(), self._report(), self._full, tuple(self._partitions))
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
@@ -275,7 +267,7 @@ class NeuronTraining:
         first = functools.partial(self._probe.squared_gradients, self._start, key)
         return Scene(self._layers, limits, self._cost_of, generator, self._velocity, now, first)
 
-    def _packet(self, bits: int) -> Packet:
+    def _packet(self) -> Packet:
         """The columns that changed, up to the best epoch."""
         blocks: dict[str, Block] = {}
         best = self._training.state.best[0]
@@ -283,7 +275,7 @@ class NeuronTraining:
             change = np.asarray(views.split(best[name] - self._start[name], view)[0])
             columns = np.flatnonzero(change.any(axis=0))
             if len(columns):
-                blocks[name] = Columns(columns, *quantize.to_integers(change[:, columns], bits), view)
+                blocks[name] = Columns(columns, *quantize.to_integers(change[:, columns], self._options.bits), view)
         return Packet(blocks)
 
     def _report(self) -> Spent:
@@ -310,7 +302,7 @@ class NeuronTraining:
 
     def _folder(self) -> str:
         """Of its own for each setting, as `loop.folder_of` does not know of those."""
-        return f"{loop.folder_of(self._training)}-{hashlib.sha256(self._label.encode()).hexdigest()[:8]}"
+        return f"{loop.folder_of(self._training)}-{hashlib.sha256(repr(self._options).encode()).hexdigest()[:8]}"
 
 
 _part_of = jax.jit(part_of, static_argnums=0)
