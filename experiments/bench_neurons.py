@@ -124,7 +124,7 @@ def _world(config: Config, samples: int) -> tuple[Any, Task]:
     size = config.image_size
     images = generator.integers(0, 256, (samples, size, size, 3), np.uint8)
     data = jax.device_put(Dataset(images, generator.integers(0, 10, samples, np.int32)))
-    model = models.vgg(stages=[(width, width) for width in config.widths], dense=(128,))
+    model = models.vgg(stages=[(width, width) for width in config.widths], dense=(128,), batch_norm=False)
     few = jax.tree.map(lambda leaf: leaf[: config.batch_size], data)
     task = Task(classification(model.apply), data, few, optax.adam, 1e-4, epochs=1, batch_size=config.batch_size)
     return model.init(jax.random.key(0), few.images), task
