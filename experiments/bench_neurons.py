@@ -3,6 +3,7 @@
 Memory is that of processes on the CPU, one for each variant, so that none finds what another has left.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -24,7 +25,7 @@ from updcomp.methods.neuron_training import Spent
 from updcomp.training import Task, classification, models
 from updcomp.training.data import Dataset
 from updcomp.training.tasks import Epoch
-from updcomp.wire.errors import Error
+from updcomp.wire.errors import BudgetError, Error
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"selection": "full"},
@@ -36,6 +37,7 @@ TIMED = VARIANTS | {"velocity": {"selection": "velocity", "weights": 0.2}}
 _WARM = 2  # epochs in which everything is compiled
 _MEASURED = 3  # epochs over which the peak is taken
 _BATCHES = 8  # in each of these
+_PEAK = "/proc/self/clear_refs"  # takes "5": the most that was resident starts anew
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc's: buffers that are freed go back to the system at once
 
 
@@ -67,8 +69,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       workdir: where the figures go.
 
     Returns:
-      The backend; by variant `Memory`, or None where the system does not tell; medians of the seconds of a step, and of
-      the seconds of choosing neurons for each of the steps.
+      The backend; by variant `Memory`, or None where the system does not tell or no neuron fits the budget; of those
+      that fit, medians of the seconds of a step, and of the seconds of choosing neurons for each of the steps.
     """
     memory = {name: _in_a_process(config, options) for name, options in VARIANTS.items()}
     times = _timed(config)
@@ -84,8 +86,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _print(memory: dict[str, Memory | None], times: dict[str, tuple[float, float]], config: Config) -> None:
-    if None in memory.values():
-        print("memory is not measured: this system has no /proc/self/clear_refs, which Linux has")
+    if not os.access(_PEAK, os.W_OK):
+        print(f"memory is not measured: this system has no {_PEAK}, which Linux has")
+    for name in TIMED.keys() - times.keys():
+        print(f"{name} does not fit: not even one neuron of this network")
     print(f"on {jax.default_backend()}; memory in processes on the CPU, MB; steps of {config.batch_size} images")
     print(f"{'resident':>9} {'peak':>7} {'rise':>7} {'to full':>8} {'compiler':>9} {'to full':>8}", end="")
     print(f" {'ms a step':>10} {'to full':>8} {'choosing':>9}")
@@ -105,12 +109,13 @@ def _timed(config: Config) -> dict[str, tuple[float, float]]:
     deployed, task = _world(config, config.samples)
     for repeat in range(config.repeats + 1):
         for name, options in TIMED.items():
-            spent = _spent(deployed, task._replace(epochs=config.epochs), options)
-            if repeat:  # the first time compiles
-                found[name].append(spent)
+            with contextlib.suppress(BudgetError):
+                spent = _spent(deployed, task._replace(epochs=config.epochs), options)
+                found[name] += [spent] if repeat else []  # the first time compiles
     return {
         name: (statistics.median(s.step_seconds for s in own), statistics.median(s.choosing_share for s in own))
         for name, own in found.items()
+        if own
     }
 
 
@@ -131,7 +136,7 @@ def _world(config: Config, samples: int) -> tuple[Any, Task]:
 
 
 def _in_a_process(config: Config, options: dict[str, Any]) -> Memory | None:
-    """The memory of a variant; None where the system does not tell."""
+    """The memory of a variant; None where the system does not tell, or the variant does not fit."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **_ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
@@ -151,15 +156,18 @@ def _memory(config: Config, options: dict[str, Any]) -> Memory | None:
         if epoch.number == _WARM:
             _trim()
             resident.append(_status("VmRSS"))
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path(_PEAK).write_text("5")  # it starts anew
         elif epoch.number == _WARM + _MEASURED:
             resident.append(_status("VmHWM"))
 
-    if not os.access("/proc/self/clear_refs", os.W_OK):
+    if not os.access(_PEAK, os.W_OK):
         return None
     deployed, task = _world(config, _BATCHES * config.batch_size)
     task = task._replace(epochs=_WARM + _MEASURED, callback=watch)
-    spent = _spent(deployed, task, {**options, "shapes": 1})
+    try:
+        spent = _spent(deployed, task, {**options, "shapes": 1})
+    except BudgetError:
+        return None
     before, peak = resident
     return Memory(before, peak, spent.peak_bytes)
 

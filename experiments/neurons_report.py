@@ -40,7 +40,8 @@ LEGEND = (
     "the same data say whether the full gain is that of everything or of full. Weights that train at a time, FLOPs of "
     "the backward pass of a batch and the peak memory of a step, beside the model and the data, are the most of any "
     "epoch, as the compiler reports them. Choosing is the time that choosing neurons takes, as a share of that of the "
-    "steps; compiled counts shapes of chosen neurons. Bytes are those of the update's file. Confidence intervals are "
+    "steps; compiled counts shapes of chosen neurons. Trainings are timed one after another, so what else the machine "
+    "does counts; bench_neurons times them in turn. Bytes are those of the update's file. Confidence intervals are "
     "Student's, of the means of each seed."
 )
 

@@ -18,6 +18,7 @@ from updcomp import products, trees
 from updcomp.products import Kernel, Product
 from updcomp.trees import PyTree
 from updcomp.wire import views
+from updcomp.wire.errors import LeafError
 from updcomp.wire.views import View
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
@@ -58,20 +59,23 @@ def take(leaf: jax.Array, view: View, numbers: jax.Array) -> jax.Array:
       numbers: int32 (k,), as in `Columns`.
 
     Returns:
-      (fan_in, k); zeros where a number stands for nothing.
+      (fan_in, k), or of a vector (k,); zeros where a number stands for nothing.
 
     >>> take(jnp.arange(4.0), View((), (0,)), jnp.array([2, 4])).tolist()
-    [[2.0, 0.0]]
+    [2.0, 0.0]
     """
-    return jnp.take(views.split(leaf, view)[0], numbers, axis=1, mode="fill", fill_value=0)
+    columns = views.split(leaf, view)[0] if view.in_axes else leaf
+    return jnp.take(columns, numbers, axis=-1, mode="fill", fill_value=0)
 
 
 def put(leaf: jax.Array, view: View, numbers: jax.Array, values: jax.Array) -> jax.Array:
     """The leaf with other values in these columns; the inverse of `take`.
 
-    >>> put(jnp.zeros(3), View((), (0,)), jnp.array([2, 3]), jnp.ones((1, 2))).tolist()
+    >>> put(jnp.zeros(3), View((), (0,)), jnp.array([2, 3]), jnp.ones(2)).tolist()
     [0.0, 0.0, 1.0]
     """
+    if not view.in_axes:
+        return leaf.at[numbers].set(values, mode="drop")
     matrix = views.split(leaf, view)[0].at[:, numbers].set(values, mode="drop", unique_indices=False)
     return views.join(matrix[None], leaf.shape, view)
 
@@ -183,11 +187,19 @@ def outputs(
     def keep(product: Product, activation: Any, kernel: Any) -> Any:
         out = product.apply(activation, kernel)
         last = product.neurons_last(out)
-        found.setdefault(product.name, []).append(last.reshape(last.shape[0], -1, product.neurons))
+        samples = last.shape[0] if product.outer else 1
+        found.setdefault(product.name, []).append(last.reshape(samples, -1, product.neurons))
         return out
 
     _Program(function, variables, trees.named_leaves(variables), names, *args).run(keep, _Uses())
-    return {name: jnp.concatenate(parts, axis=1) for name, parts in found.items()}
+    return {name: _beside(parts) for name, parts in found.items()}
+
+
+def _beside(parts: list[jax.Array]) -> jax.Array:
+    """All uses as positions of the same samples; of one sample, where they are of different numbers of rows."""
+    if len({len(part) for part in parts}) > 1:
+        parts = [part.reshape(1, -1, part.shape[-1]) for part in parts]
+    return jnp.concatenate(parts, axis=1)
 
 
 def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[str, Columns], *args: Any) -> Any:
@@ -205,6 +217,9 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
 
     Returns:
       What the function gives.
+
+    Raises:
+      LeafError: the program uses a chosen kernel in another way as well.
 
     >>> w, x = jnp.ones((2, 3)), jnp.array([[1.0, 2.0]])
     >>> column = lambda values: evaluate(lambda v, x: jnp.sum(x @ v), w, {"": Columns(jnp.array([1]), values)}, x)
@@ -346,8 +361,10 @@ def _mark_of(equation: Any, marks: list[_Mark], uses: _Uses | None) -> _Mark:
             return kernel
         if name == "transpose":
             return Kernel(kernel.name, tuple(kernel.axes[axis] for axis in equation.params["permutation"]))
-        if uses is not None:
-            uses.others.add(kernel.name)
+        if uses is None:
+            used = f"expected only products and convolutions with it, found {name!r}"
+            raise LeafError(f"leaf {kernel.name!r}: {used}; its columns cannot train alone")
+        uses.others.add(kernel.name)
     vectors = [mark for mark in marks if isinstance(mark, _Vector)]
     results = [mark for mark in marks if isinstance(mark, _Output)]
     if len(results) == 1 and name in _LINEAR:

@@ -35,6 +35,8 @@ def similarity(before: jax.Array, after: jax.Array) -> jax.Array:
     phi_j = cos(before[:, 0, j], after[:, 0, j]), the cosine over samples. Where both are zero it is 1, as a dead neuron
     does not change; where one is, 0.
 
+    Two departures: with one output a sample the paper's cosine would be a sign; and outputs are taken before the bias.
+
     Args:
       before: float (samples, positions, neurons), as `layers.outputs` gives it.
       after: the same of the other state.
@@ -76,7 +78,7 @@ class Velocity(NamedTuple):
 
 def at_rest(neurons: int) -> Velocity:
     """The velocity before the first epoch: phi = 1, as the outputs equal themselves, and v = 0."""
-    return Velocity(jnp.ones(neurons), jnp.zeros(neurons))
+    return Velocity(jnp.ones(neurons, jnp.float32), jnp.zeros(neurons, jnp.float32))
 
 
 def accelerate(velocity: Velocity, new: jax.Array, *, mu: float = MU) -> Velocity:
@@ -129,6 +131,12 @@ def whole(layers: Sequence[Layer]) -> dict[str, int]:
     return {name: layer.neurons for layer in layers for name in (layer.kernel, layer.bias) if name}
 
 
+def weights(layers: Sequence[Layer], counts: Counts) -> int:
+    """How many weights so many columns have: sum of fan_in k, and k of the bias."""
+    kernels = sum(layer.fan_in * counts.get(layer.kernel, 0) for layer in layers)
+    return kernels + sum(counts.get(layer.bias, 0) for layer in layers if layer.bias)
+
+
 def cost(layers: Sequence[Layer], counts: Counts, memory: Memory) -> Cost:
     """What a step costs that trains so many neurons of each layer.
 
@@ -149,7 +157,7 @@ def cost(layers: Sequence[Layer], counts: Counts, memory: Memory) -> Cost:
     trained = [counts.get(layer.kernel, 0) for layer in layers]
     biases = [counts.get(layer.bias, 0) if layer.bias else 0 for layer in layers]
     lowest = next((i for i, both in enumerate(zip(trained, biases, strict=True)) if any(both)), len(layers))
-    weights = sum(layer.fan_in * k + b for layer, k, b in zip(layers, trained, biases, strict=True))
+    size = weights(layers, counts)
     flops = sum(layer.flops * k / layer.neurons for layer, k in zip(layers, trained, strict=True))
     flops += sum(layer.flops for layer in layers[lowest + 1 :])
     kept, peak, inputs = 0.0, 0.0, set()
@@ -161,7 +169,7 @@ def cost(layers: Sequence[Layer], counts: Counts, memory: Memory) -> Cost:
             kept += layer.input_bytes
         if i > lowest:
             kept += layer.output_size
-    return Cost(weights, flops, memory.per_weight * weights + peak / memory.microbatches)
+    return Cost(size, flops, memory.per_weight * size + peak / memory.microbatches)
 
 
 def fit_memory(layers: Sequence[Layer], *, per_weight: float, forward_bytes: float, training_bytes: float) -> Memory:
@@ -228,7 +236,7 @@ def choose(
             raise Error(
                 f"scores: {layer.kernel!r}: {expected}, found {own.dtype} {own.shape} with NaN or of this shape"
             )
-        price = layer.fan_in + (layer.bias is not None) if prices is None else prices[layer.kernel]
+        price = layer.fan_in + (layer.bias is not None) if prices is None else prices.get(layer.kernel, 1.0)
         numbers = np.flatnonzero(own > -np.inf)
         found.append((own[numbers] / price, np.full(len(numbers), place), numbers))
     ratio, places, numbers = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -310,7 +318,7 @@ def choose_by_depth(
             ]
             prices[other.kernel] = max(max(shares, default=1.0) / other.neurons, 1e-12)
         above = {other.kernel: scores[other.kernel] for other in layers[lowest:] if other.kernel in scores}
-        choice = choose(layers, above, limits, cost_of, prices={**dict.fromkeys(scores, 1.0), **prices}, ties=ties)
+        choice = choose(layers, above, limits, cost_of, prices=prices, ties=ties)
         choices.append(choice)
     return max(choices, key=total)
 

@@ -1,6 +1,7 @@
 """What methods share: the parts of a deployed model, trainings of chosen leaves, and the blocks of what they moved."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ def check_options(*, bits: int, aux: int | None, rate: float) -> None:
     quantize.max_level(bits)
     if aux not in AUX_BITS:
         raise Error(f"aux: expected one of {AUX_BITS} (bits per aux leaf's delta; None = not sent), found {aux}")
-    if not rate > 0:
-        raise Error(f"rate: expected above 0 (it multiplies the task's learning rate), found {rate}")
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise Error(f"rate: expected above 0 (it multiplies the task's learning rate), found {rate!r}")
 
 
 class Model(NamedTuple):

@@ -68,7 +68,7 @@ def neurons(
     Quelennec et al. (2025, arXiv 2510.19675).
     """
     base.check_options(bits=bits, aux=None, rate=rate)
-    if selection not in SELECTIONS:
+    if not isinstance(selection, str) or selection not in SELECTIONS:
         raise Error(f"selection: expected one of {', '.join(SELECTIONS)}, found {selection!r}")
     budget = Budget(weights, flops, memory)
     budget.check()

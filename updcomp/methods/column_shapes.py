@@ -1,18 +1,12 @@
 """The shapes of what trains by columns: a few of them, so that another choice of neurons seldom compiles anything."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from updcomp import trees
 from updcomp.layers import Layer
 from updcomp.neurons import Choice, Cost, CostOf, Counts, whole
-from updcomp.trees import PyTree
-from updcomp.wire import views
 from updcomp.wire.views import View
 
 _STEPS = 16  # a shape has room for so many sixteenths of a layer
@@ -30,11 +24,20 @@ def views_of(layers: Sequence[Layer]) -> dict[str, View]:
     return kernels | {layer.bias: BIAS for layer in layers if layer.bias}
 
 
-def shape_of(layers: Sequence[Layer], counts: Counts) -> Shape:
-    """The shape of so many columns: in sixteenths of a kernel, so that few shapes differ."""
+def shape_of(layers: Sequence[Layer], counts: Counts, *, whole_leaves: bool) -> Shape:
+    """The shape of so many columns: in sixteenths of a kernel, so that few shapes differ.
+
+    Args:
+      layers: of the model.
+      counts: name -> columns.
+      whole_leaves: whether a leaf of which all columns train is trained as it is; it has no room for fewer.
+
+    Returns:
+      The shape.
+    """
 
     def room(layer: Layer, name: str, count: int) -> int | None:
-        if count == layer.neurons:
+        if count == layer.neurons and whole_leaves:
             return None
         if name == layer.bias:
             return layer.neurons  # a bias costs too little for shapes of its own
@@ -47,51 +50,55 @@ def shape_of(layers: Sequence[Layer], counts: Counts) -> Shape:
 class Shapes:
     """The shapes in use."""
 
-    def __init__(self, layers: Sequence[Layer], most: int, cost_of: CostOf) -> None:
+    def __init__(self, layers: Sequence[Layer], most: int, cost_of: CostOf, *, whole_leaves: bool) -> None:
         """None yet.
 
         Args:
           layers: of the model.
           most: how many there may be.
           cost_of: what a choice costs.
+          whole_leaves: see `shape_of`.
         """
-        self._layers = layers
+        self._layers, self._whole_leaves = layers, whole_leaves
         self._views = views_of(layers)
         self._columns = whole(layers)
         self._most, self._cost_of = most, cost_of
-        self._known: list[Shape] = []
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._known)
+        self.known: list[Shape] = []  # those in use
 
     def add(self, shape: Shape) -> None:
         """Takes a shape into use."""
-        if shape not in self._known:
-            self._known.append(shape)
+        if shape not in self.known:
+            self.known.append(shape)
 
-    def fit(self, choice: Choice, generator: np.random.Generator) -> tuple[Choice, Shape]:
-        """A shape for a choice: one in use that costs little more than the choice's own, or else its own.
+    def of(self, counts: Counts) -> Shape:
+        """The shape of its own that so many columns would have."""
+        return shape_of(self._layers, counts, whole_leaves=self._whole_leaves)
 
-        Once there are as many as there may be, neurons that do not fit the roomiest one are left out, at random.
+    def near(self, choice: Choice) -> Shape | None:
+        """A shape for a choice: one in use that costs little more than its own, or its own; None if that is too many.
 
         Args:
           choice: of an epoch.
-          generator: draws what is left out.
 
         Returns:
-          (the choice, the shape).
+          The shape.
         """
-        own = shape_of(self._layers, {name: len(numbers) for name, numbers in choice.items()})
+        own = self.of({name: len(numbers) for name, numbers in choice.items()})
         most = Cost(*(_LARGER * part for part in self._cost_of(self.room(own))))
-        near = [shape for shape in self._known if _holds(shape, own) and self._cost_of(self.room(shape)).within(most)]
+        near = [shape for shape in self.known if _holds(shape, own) and self._cost_of(self.room(shape)).within(most)]
         if near:
-            return choice, min(near, key=lambda shape: self._cost_of(self.room(shape)).flops)
-        cuts = [(cut, shape) for shape in self._known if (cut := _cut(choice, own, shape, generator))]
-        if len(self._known) < self._most or not cuts:
-            return choice, own
-        return max(cuts, key=lambda found: sum(map(len, found[0].values())))
+            return min(near, key=lambda shape: self._cost_of(self.room(shape)).flops)
+        return own if len(self.known) < self._most else None
+
+    def within(self, shape: Shape) -> CostOf:
+        """What a choice costs if it fits a shape, and more than anything if not."""
+        room = self.room(shape)
+
+        def cost_of(counts: Counts) -> Cost:
+            fits = all(count <= room.get(name, 0) for name, count in counts.items())
+            return self._cost_of(counts) if fits else Cost()
+
+        return cost_of
 
     def room(self, shape: Shape) -> dict[str, int]:
         """How many columns a shape has room for."""
@@ -116,56 +123,6 @@ class Shapes:
 
 def _holds(shape: Shape, own: Shape) -> bool:
     """Whether a shape has room for another one; a leaf that trains whole is in both."""
-    whole_ = {name for name, room in shape.items() if room is None}
-    if whole_ != {name for name, room in own.items() if room is None}:
+    if any((room is None) != (own.get(name, 0) is None) for name, room in shape.items()):
         return False
-    return all((shape.get(name) or 0) >= (room or 0) for name, room in own.items())
-
-
-def _cut(choice: Choice, own: Shape, shape: Shape, generator: np.random.Generator) -> Choice:
-    """What of a choice fits a shape; nothing where the shape trains a leaf whole of which not all is chosen."""
-    if any(room is None and own.get(name, 0) is not None for name, room in shape.items()):
-        return {}
-    rooms = {name: len(choice[name]) if shape[name] is None else shape[name] or 0 for name in choice if name in shape}
-    return {name: np.sort(generator.permutation(choice[name])[:room]) for name, room in rooms.items() if room}
-
-
-def carried(
-    old: PyTree, new: PyTree, before: Mapping[str, Any], after: Mapping[str, Any], views_: Mapping[str, View]
-) -> PyTree:
-    """An optimizer's state for other columns: that of columns which train on, and fresh for the others.
-
-    Args:
-      old: state of the training so far, in the user's tree.
-      new: fresh state of the next choice.
-      before: name -> numbers of the columns so far, None for a whole leaf.
-      after: name -> numbers of the next ones.
-      views_: name -> how its columns are read.
-
-    Returns:
-      The new state.
-    """
-    held = trees.named_leaves(old)
-
-    def of(path: str, fresh: jax.Array) -> jax.Array:
-        ends = [name for name in after if f"/{path}".endswith("/" + name.removeprefix("params/"))]
-        name = max(ends, key=len, default="" if "" in after and fresh.ndim else None)
-        if path not in held:
-            return fresh
-        if name is None:
-            return held[path]
-        return _moved(held[path], fresh, before.get(name), after[name], views_[name])
-
-    return trees.replace(new, {path: of(path, leaf) for path, leaf in trees.named_leaves(new).items()})
-
-
-def _moved(old: jax.Array, fresh: jax.Array, before: Any, after: Any, view: View) -> jax.Array:
-    columns = views.split(old, view)[0] if before is None else old
-    wanted = np.arange(views.split(fresh, view)[0].shape[1]) if after is None else np.asarray(after)
-    numbers = np.arange(columns.shape[1]) if before is None else np.asarray(before)
-    place = np.searchsorted(numbers, wanted)
-    place = np.minimum(place, len(numbers) - 1)
-    stays = numbers[place] == wanted
-    target = views.split(fresh, view)[0] if after is None else fresh
-    moved = jnp.where(stays[None], jnp.take(columns, place, axis=1), target)
-    return views.join(moved[None], fresh.shape, view) if after is None else moved
+    return all(name in shape and (shape[name] or 0) >= (room or 0) for name, room in own.items())

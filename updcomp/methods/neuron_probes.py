@@ -20,7 +20,7 @@ from updcomp.training.plans import Frozen, Named, Plan, variables_of
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import views
-from updcomp.wire.errors import Error
+from updcomp.wire.errors import Error, NonFiniteError
 
 _ROWS = 8  # that are computed at a time
 
@@ -39,7 +39,8 @@ def layers_of(model: Model, task: Task) -> tuple[Layer, ...]:
       Error: there are none.
     """
     names = [leaf.name for role in (KERNEL, AUX) for leaf in model.partition.of_role(role)]
-    loss = functools.partial(_loss, task.objective, False)
+    train = not model.partition.moved  # as they will be trained
+    loss = functools.partial(_loss, task.objective, train)
     example = batches.example(task.train, task.batch_size)
     found = layers.find(loss, model.variables, example, jax.random.key(0), names=names)
     if not found:
@@ -91,10 +92,11 @@ class Probe:
         """What the forward pass of a batch takes."""
         task = self._task
         rows = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
+        rows //= self._mesh.shape.get(devices.AXIS, 1) if self._mesh else 1  # compilers report of one device
         return _forward(*self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)))
 
     def squared_gradients(self, trainable: Named, key: jax.Array) -> dict[str, np.ndarray]:
-        """The mean squared norm of each neuron's gradient, its bias included.
+        """The mean over parts of a few samples of the squared norm of each neuron's gradient, its bias included.
 
         Args:
           trainable: all kernels and biases.
@@ -104,7 +106,7 @@ class Probe:
           Kernel's name -> float32 (neurons,).
         """
         found = self._call("gradients", _gradients(*self._of), trainable, self._deployed, self._rows, key)
-        return {name: np.asarray(own) for name, own in found.items()}
+        return _finite({name: np.asarray(own) for name, own in found.items()})
 
     def accelerated(self, velocity: dict[str, Velocity] | None, old: Named, new: Named) -> dict[str, Velocity]:
         """The velocities after an epoch.
@@ -117,22 +119,38 @@ class Probe:
         Returns:
           Kernel's name -> velocity.
         """
-        moved = self._call(
-            "velocities",
-            _accelerated(*self._of),
-            velocity or at_rest(self._of[2]),
-            old,
-            new,
-            self._deployed,
-            self._rows,
-        )
-        return dict(jax.block_until_ready(moved))
+        moved = self._call("velocities", _accelerated(*self._of), *self._moving(velocity, old, new))
+        _finite({name: np.asarray(own.value) for name, own in moved.items()})
+        return dict(moved)
+
+    def measure(self, trainable: Named) -> None:
+        """Finds out how much memory velocities take, before there are any."""
+        self._compile("velocities", _accelerated(*self._of), *self._moving(None, trainable, trainable))
+
+    def _moving(self, velocity: dict[str, Velocity] | None, old: Named, new: Named) -> tuple[Any, ...]:
+        return velocity or at_rest(self._of[2]), old, new, self._deployed, self._rows
 
     def _call(self, name: str, function: Any, *args: Any) -> Any:
-        if name not in self._peaks:
-            compiled = function.lower(*args).compile()
-            self._peaks[name] = int(compiled.memory_analysis().temp_size_in_bytes)
+        self._compile(name, function, *args)
         return function(*args)
+
+    def _compile(self, name: str, function: Any, *args: Any) -> None:
+        if name not in self._peaks:
+            held = sum(leaf.nbytes for leaf in args[1].values()) if name == "velocities" else 0  # the weights before
+            self._peaks[name] = held + analysis.temporary_bytes(function.lower(*args))
+
+
+def _finite(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same.
+
+    Raises:
+      NonFiniteError: one is not finite.
+    """
+    for name, own in found.items():
+        if not np.isfinite(own).all():
+            expected = "expected finite gradients and outputs of the samples that neurons are chosen by"
+            raise NonFiniteError(f"leaf {name!r}: {expected}, found NaN or infinity; lower the learning rate")
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -174,7 +192,7 @@ def _gradients(objective: Objective, plan: Plan, layers_: tuple[Layer, ...]) -> 
             own = squares(jax.grad(loss)(trainable, deployed, *part))
             return jax.tree.map(jnp.add, total, own), None
 
-        zeros = {layer.kernel: jnp.zeros(layer.neurons) for layer in layers_}
+        zeros = {layer.kernel: jnp.zeros(layer.neurons, jnp.float32) for layer in layers_}
         total, _ = jax.lax.scan(add, zeros, (parts, keys))
         return jax.tree.map(lambda own: own / len(keys), total)
 

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from updcomp import neurons, quantize
 from updcomp.layers import Layer
 from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
-from updcomp.methods.column_shapes import Shape, Shapes, carried, shape_of, views_of
+from updcomp.methods.column_shapes import Shape, Shapes, views_of
 from updcomp.methods.neuron_probes import Probe
 from updcomp.methods.selections import SELECTIONS, Scene
 from updcomp.neurons import Choice, Cost, Memory, Velocity
 from updcomp.partition import KERNEL, Partition
-from updcomp.training import analysis, loop, steps, tasks
+from updcomp.training import analysis, devices, loop, steps, tasks
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
 from updcomp.training.optimizers import OptimizerFactory
@@ -58,7 +57,7 @@ class Budget(NamedTuple):
         """
         for name, share in self._asdict().items():
             is_number = isinstance(share, int | float) and not isinstance(share, bool)
-            if share is not None and not (is_number and share > 0 and (isinstance(share, int) or share <= 1)):
+            if share is not None and not (is_number and 0 < share <= (2**63 if isinstance(share, int) else 1)):
                 expected = "expected a whole number above 0, or a share above 0.0 and up to 1.0 of all neurons'"
                 raise Error(f"{name}: {expected}, found {share!r}")
 
@@ -88,7 +87,7 @@ class Spent(NamedTuple):
     peak_bytes: int  # of a step or of choosing, the most of any epoch
     step_seconds: float  # median over the epochs of their mean
     choosing_share: float  # seconds of choosing neurons for each second of steps, median over the epochs
-    compiled: int  # shapes of chosen columns
+    compiled: int  # shapes of chosen columns, those that proved to cost too much included
 
 
 class Outcome(NamedTuple):
@@ -128,7 +127,18 @@ class NeuronTraining:
         self._training = self._training._replace(task=self._training.task._replace(microbatches=task.microbatches))
         self._limits = options.budget.limits(self._full)
         self._strictness = Cost(1.0, 1.0, 1.0)  # factors of the limits, where more is compiled than was expected
-        self._shapes = Shapes(self._layers, options.shapes, self._cost_of)
+        whole_leaves = not self._selection.again  # a leaf that trains whole has no room for other choices
+        self._shapes = Shapes(self._layers, options.shapes, self._cost_of, whole_leaves=whole_leaves)
+        self._tried: list[Any] = []  # shapes that were compiled
+        first = functools.partial(self._probe.squared_gradients, self._start, jax.random.fold_in(key, _SELECTION))
+        self._first = functools.cache(first)  # the gradients of the deployed model
+        if self._selection.moves:
+            self._probe.measure(self._training.state.trainable)
+        if self._probe.peak_bytes > self._limits.memory:
+            found = f"found {self._limits.memory:,.0f}"
+            raise BudgetError(
+                f"memory: expected at least {self._probe.peak_bytes:,}, what measuring outputs takes, {found}"
+            )
         self._velocity: dict[str, Velocity] | None = None
         self._spent = Cost(0.0, 0.0, 0.0)
         self._seconds: list[tuple[float, float]] = []  # of choosing and of the steps, by epoch
@@ -159,7 +169,7 @@ class NeuronTraining:
         chosen = time.perf_counter()
         self._training = training = loop.run_epoch(training)
         ended = time.perf_counter()
-        if moves:
+        if moves and training.epoch < self._task.epochs:
             old = _with_part(training.plan, training.state.trainable, before, training.frozen)
             self._velocity = self._probe.accelerated(self._velocity, old, training.state.trainable)
         self._seconds.append(
@@ -169,9 +179,8 @@ class NeuronTraining:
 
     def _cost_of(self, counts: neurons.Counts) -> Cost:
         """The cost that is expected of a choice: of its weights, and of all that its shape has room for."""
-        room = self._shapes.room(shape_of(self._layers, counts))
-        expected = neurons.cost(self._layers, room, self._memory)
-        return expected._replace(weights=neurons.cost(self._layers, counts, self._memory).weights)
+        expected = neurons.cost(self._layers, self._shapes.room(self._shapes.of(counts)), self._memory)
+        return expected._replace(weights=neurons.weights(self._layers, counts))
 
     def _measure(self) -> tuple[Cost, Memory]:
         """What training all neurons takes, by the compiler, and the factors that explain its memory."""
@@ -196,20 +205,20 @@ class NeuronTraining:
     def _choose(self) -> None:
         """Chooses neurons, and makes them what trains, once the compiler says that they fit the budget.
 
-        The first choice is made again while the compiler's report says that there is room for more.
+        The first choice is made again while the compiler's report says that there is room for more. Where no other one
+        fits, an earlier choice stays.
         """
         found: tuple[Training, Cost, Shape] | None = None
-        before = self._strictness
+        before, scene = self._strictness, self._scene()
         for number in range(_TRIES):
             limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
-            scene = self._scene(limits)
-            if not (choice := self._selection.choose(scene)):
+            choice, shape = self._selected(scene._replace(limits=limits))
+            if not choice:
                 if self._strictness == before:
                     break
                 halfway = (math.sqrt(old * new) for old, new in zip(before, self._strictness, strict=True))
                 self._strictness = Cost(*halfway)
                 continue
-            choice, shape = self._shapes.fit(choice, scene.generator)
             training = self._with(choice, shape)
             spent = self._measured(training, choice)
             fits = not self._selection.limited or spent.within(self._limits)
@@ -223,11 +232,23 @@ class NeuronTraining:
             self._strictness = Cost(
                 *(careful * guess / own if own else 1.0 for guess, own in zip(expected, spent, strict=True))
             )._replace(weights=1.0)
-        if not found:
+        if found:
+            self._training = found[0]
+            self._shapes.add(found[2])
+            self._spent = Cost(*map(max, self._spent, found[1]))
+        elif not self._partitions:
             raise self._impossible()
-        self._training = found[0]
-        self._shapes.add(found[2])
-        self._spent = Cost(*map(max, self._spent, found[1]))
+
+    def _selected(self, scene: Scene) -> tuple[Choice, Shape]:
+        """A choice and its shape: where there may be no more shapes, what is selected within one of them."""
+        choice = self._selection.choose(scene)
+        if (shape := self._shapes.near(choice)) is not None:
+            return choice, shape
+        within = [
+            (self._selection.choose(scene._replace(cost_of=self._shapes.within(shape))), shape)
+            for shape in self._shapes.known
+        ]
+        return max(within, key=lambda found: sum(map(len, found[0].values())))
 
     def _impossible(self) -> BudgetError:
         least = neurons.smallest(self._layers, self._cost_of)
@@ -239,33 +260,35 @@ class NeuronTraining:
     def _with(self, choice: Choice, shape: Shape) -> Training:
         """The training in which these neurons train from here on."""
         training, numbers = self._training, self._shapes.numbers(choice, shape)
-        parts = self._model.partition._replace(chosen=frozenset(choice))
+        parts = self._model.partition._replace(chosen=frozenset(shape))
         plan = training.plan._replace(partition=parts, parts=self._shapes.parts(shape))
-        frozen = Frozen(training.frozen.deployed, {name: jnp.asarray(own) for name, own in numbers.items()})
+        fixed = {name: devices.replicate(own, training.mesh) for name, own in numbers.items()}
+        frozen = Frozen(training.frozen.deployed, fixed)
+        same = plan == training.plan and all(
+            np.array_equal(own, training.frozen.fixed[n]) for n, own in numbers.items()
+        )
+        if same and self._partitions:
+            return training
+        # Moments of other columns would be corrected for the steps of those before.
         optimizer = _fresh(plan, self._task.optimizer, training.state.trainable, frozen)
-        if self._partitions:
-            old, new = (dict(one.parts or dict.fromkeys(self._start)) for one in (training.plan, plan))
-            before, after = (
-                {name: training.frozen.fixed.get(name) for name in old},
-                {name: numbers.get(name) for name in new},
-            )
-            optimizer = carried(training.state.optimizer, optimizer, before, after, self._views)
+        optimizer = devices.place(optimizer, training.mesh)
         return training._replace(plan=plan, frozen=frozen, state=training.state._replace(optimizer=optimizer))
 
     def _measured(self, training: Training, choice: Choice) -> Cost:
         """What a step takes, by the compiler."""
-        columns = neurons.whole(self._layers)
-        weights = sum(len(own) * self._start[name].size // columns[name] for name, own in choice.items())
+        if (shape := training.plan.parts) not in self._tried:
+            self._tried.append(shape)
+        weights = neurons.weights(self._layers, {name: len(own) for name, own in choice.items()})
         memory = max(self._peak(training), self._probe.peak_bytes)
         return Cost(weights, analysis.step_flops(training) - self._forward.flops, memory)
 
-    def _scene(self, limits: Cost) -> Scene:
+    def _scene(self) -> Scene:
         key = jax.random.fold_in(self._key, _SELECTION)
         epoch = self._training.epoch if self._selection.again else 0
         generator = np.random.default_rng([*jax.random.key_data(key).tolist(), epoch])
-        now = functools.partial(self._probe.squared_gradients, self._training.state.trainable, key)
-        first = functools.partial(self._probe.squared_gradients, self._start, key)
-        return Scene(self._layers, limits, self._cost_of, generator, self._velocity, now, first)
+        gradients = functools.partial(self._probe.squared_gradients, key=key)
+        now = functools.cache(functools.partial(gradients, self._training.state.trainable))
+        return Scene(self._layers, self._limits, self._cost_of, generator, self._velocity, now, self._first)
 
     def _packet(self) -> Packet:
         """The columns that changed, up to the best epoch."""
@@ -286,7 +309,7 @@ class NeuronTraining:
             peak_bytes=int(self._spent.memory),
             step_seconds=statistics.median(trained) / self._training.steps_per_epoch,
             choosing_share=statistics.median(one / other for one, other in zip(choosing, trained, strict=True)),
-            compiled=self._shapes.count,
+            compiled=len(self._tried),
         )
 
     def _state(self) -> PyTree:

@@ -7,6 +7,7 @@ import jax
 
 from updcomp import convolution
 from updcomp.training import batches, loop, steps
+from updcomp.training.batches import Stream
 from updcomp.training.loop import Training
 
 _known: dict[Any, float] = {}  # by what was asked, program and shapes, as compiled functions are
@@ -40,12 +41,16 @@ def step_flops(training: Training) -> float:
 
 def _of_steps(what: str, training: Training, measure: Callable[[Callable[[Any], Any]], float]) -> float:
     task, program = training.task, loop.program_of(training)
-    portions = batches.epoch(task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh)
-    arguments = {"portion": next(portions), **loop.arguments_of(training)}
-    leaves, structure = jax.tree.flatten((training.state, arguments))
-    key = what, program, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    count = training.steps_per_epoch if isinstance(task.train, Stream) else batches.rows(task.train)
+    example = batches.example(task.train, task.batch_size)
+    leaves, structure = jax.tree.flatten((training.state, loop.arguments_of(training), example))
+    key = what, program, count, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
     def lowered(program_: Any) -> Any:
+        portions = batches.epoch(
+            task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh
+        )
+        arguments = {"portion": next(portions), **loop.arguments_of(training)}
         # What is traced for another purpose must not be found in the cache of what runs.
         same = program_ == program and what == "memory"
         make: Any = steps.compiled_steps if same else steps.compiled_steps.__wrapped__

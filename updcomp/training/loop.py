@@ -228,7 +228,8 @@ def _validated(training: Training) -> Training:
         task.eval_batch_size,
         steps.placing_of(training.mesh, scored),
     )
-    new = validate(scored, frozen=training.frozen, validation=task.validation, epoch=np.int32(training.epoch))
+    frozen = training.frozen if plan.parts is None else Frozen(training.frozen.deployed, {})
+    new = validate(scored, frozen=frozen, validation=task.validation, epoch=np.int32(training.epoch))
     return training._replace(state=new._replace(optimizer=state.optimizer))
 
 

@@ -129,15 +129,15 @@ def _in_microbatches(gradient: Callable[..., Any], count: int) -> Callable[..., 
         return gradient
 
     def in_turn(part: Named, trainable: Named, moved: Named, frozen: Frozen, batch: PyTree, key: jax.Array) -> Any:
-        rows = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]), batch)  # of each device some
 
         def add(i: jax.Array, carried: Any) -> Any:
             moved, total = carried
-            own = jax.tree.map(lambda leaf: leaf[i], rows)
+            own = jax.tree.map(lambda leaf: leaf[:, i], rows)
             (value, (moved, metrics)), new = gradient(part, trainable, moved, frozen, own, jax.random.fold_in(key, i))
             return moved, jax.tree.map(lambda old, x: old + x / count, total, ((value, metrics), new))
 
-        own = jax.tree.map(lambda leaf: leaf[0], rows)
+        own = jax.tree.map(lambda leaf: leaf[:, 0], rows)
         (value, (_, metrics)), shapes = jax.eval_shape(gradient, part, trainable, moved, frozen, own, key)
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), ((value, metrics), shapes))
         moved, ((value, metrics), total) = jax.lax.fori_loop(0, count, add, (moved, zeros))
