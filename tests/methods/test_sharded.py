@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
 from updcomp import trees
-from updcomp.methods import by_path, full, low_rank, partial, random_mask, subspace
+from updcomp.methods import by_path, full, low_rank, neurons, partial, random_mask, subspace
 from updcomp.training import devices, steps
 
 METHODS = {
@@ -18,6 +18,7 @@ METHODS = {
     "low_rank": low_rank(rank=2),
     "random_mask": random_mask(ratio=0.3),
     "subspace": subspace(rank=3),
+    "neurons": neurons(selection="velocity", weights=0.5),
     "by_path": by_path({"first/kernel": low_rank(rank=1), "second/kernel": full(bits=8)}),
 }
 SPLIT = {"first/kernel": PartitionSpec(None, "model"), "second/kernel": PartitionSpec("model", None)}
@@ -59,7 +60,10 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
             )
             return state
 
+        called.lower = run.lower  # type: ignore[attr-defined]
         return called
+
+    watched.__wrapped__ = compiled_steps.__wrapped__  # type: ignore[attr-defined]
 
     whole = METHODS[name](KEY, deployed, task)
     monkeypatch.setattr(steps, "compiled_steps", watched)
