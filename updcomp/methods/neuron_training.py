@@ -233,9 +233,9 @@ class NeuronTraining:
                 *(careful * guess / own if own else 1.0 for guess, own in zip(expected, spent, strict=True))
             )._replace(weights=1.0)
         if found:
-            self._training = found[0]
-            self._shapes.add(found[2])
-            self._spent = Cost(*map(max, self._spent, found[1]))
+            self._training, spent, shape = found
+            self._shapes.add(shape)
+            self._spent = Cost(*map(max, self._spent, spent._replace(flops=self._flops(self._training))))
         elif not self._partitions:
             raise self._impossible()
 
@@ -275,12 +275,16 @@ class NeuronTraining:
         return training._replace(plan=plan, frozen=frozen, state=training.state._replace(optimizer=optimizer))
 
     def _measured(self, training: Training, choice: Choice) -> Cost:
-        """What a step takes, by the compiler."""
+        """What a step takes, by the compiler; operations are only counted where they are limited."""
         if (shape := training.plan.parts) not in self._tried:
             self._tried.append(shape)
-        weights = neurons.weights(self._layers, {name: len(own) for name, own in choice.items()})
+        expected = self._cost_of({name: len(own) for name, own in choice.items()})
         memory = max(self._peak(training), self._probe.peak_bytes)
-        return Cost(weights, analysis.step_flops(training) - self._forward.flops, memory)
+        flops = self._flops(training) if self._limits.flops < math.inf else expected.flops
+        return Cost(expected.weights, flops, memory)
+
+    def _flops(self, training: Training) -> float:
+        return analysis.step_flops(training) - self._forward.flops
 
     def _scene(self) -> Scene:
         key = jax.random.fold_in(self._key, _SELECTION)
