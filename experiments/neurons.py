@@ -25,7 +25,7 @@ from experiments.settings import Cell, Key
 from experiments.specs import Scalar, Setting, describe
 from updcomp.methods import METHODS
 from updcomp.methods.chosen_neurons import Neurons
-from updcomp.methods.neuron_training import Outcome
+from updcomp.methods.neuron_budgets import Outcome
 from updcomp.methods.selections import SELECTIONS
 from updcomp.neurons import Cost
 from updcomp.training.tasks import Task
@@ -165,7 +165,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
 
     Returns:
       All rows, with the metrics of `results.Row` and `failed`: why nothing was trained, or null. Those by neurons have
-      what training took, the others null: `SPENT`, as in `updcomp.methods.neuron_training.Spent`, and `SHARES`, of what
+      what training took, the others null: `SPENT`, as in `updcomp.methods.neuron_budgets.Spent`, and `SHARES`, of what
       training all neurons takes.
 
     Raises:

@@ -17,7 +17,7 @@ FLOORS = [
         f"updcomp.{name}"
         for name in (
             *("trees", "partition", "delta", "contribution", "selection", "factorize", "subspace", "quantize"),
-            *("neurons", "layers", "products", "convolution"),
+            *("neurons", "layers", "program", "products", "convolution"),
         )
     },
     {"updcomp.api"},

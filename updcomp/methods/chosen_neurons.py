@@ -9,7 +9,8 @@ import dataclasses
 import jax
 
 from updcomp.methods import base
-from updcomp.methods.neuron_training import Budget, NeuronTraining, Options, Outcome, Share
+from updcomp.methods.neuron_budgets import Budget, Options, Outcome, Share
+from updcomp.methods.neuron_training import NeuronTraining
 from updcomp.methods.selections import SELECTIONS
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree

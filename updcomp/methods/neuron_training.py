@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from updcomp.layers import Layer
 from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
 from updcomp.methods.column_shapes import Shape, Shapes, views_of
+from updcomp.methods.neuron_budgets import Options, Outcome, Spent
 from updcomp.methods.neuron_probes import Probe
 from updcomp.methods.selections import SELECTIONS, Scene
 from updcomp.neurons import Choice, Cost, Memory, Velocity
@@ -28,75 +29,16 @@ from updcomp.training.plans import Frozen, Named, Plan, as_trained, part_of, wit
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import views
-from updcomp.wire.errors import BudgetError, Error
+from updcomp.wire.errors import BudgetError
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.columns import Columns
 from updcomp.wire.packet import Packet
-
-Share = float | int
 
 _TRIES = 8  # to find a choice of which the compiler says that it fits
 _BETTER = 3  # of them to find one that uses the budget
 _FULL = 0.95  # share of the budget that counts as used
 _CAREFUL = 0.99  # factor of the limits with each try
 _SELECTION = 2**31 + 16  # folded into a method's key
-
-
-class Budget(NamedTuple):
-    """What training may take: whole numbers, or as floats up to 1.0 shares of training all neurons; None: anything."""
-
-    weights: Share | None
-    flops: Share | None
-    memory: Share | None
-
-    def check(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-          Error: one is neither.
-        """
-        for name, share in self._asdict().items():
-            is_number = isinstance(share, int | float) and not isinstance(share, bool)
-            if share is not None and not (is_number and 0 < share <= (2**63 if isinstance(share, int) else 1)):
-                expected = "expected a whole number above 0, or a share above 0.0 and up to 1.0 of all neurons'"
-                raise Error(f"{name}: {expected}, found {share!r}")
-
-    def limits(self, full: Cost) -> Cost:
-        """In absolute numbers, where training all neurons takes `full`."""
-        pairs = zip(self, full, strict=True)
-        return Cost(*(math.inf if s is None else s * most if isinstance(s, float) else float(s) for s, most in pairs))
-
-
-class Options(NamedTuple):
-    """Those of `methods.neurons`."""
-
-    selection: str
-    budget: Budget
-    bits: int
-    rate: float
-    probe: int
-    shapes: int
-    microbatches: int
-
-
-class Spent(NamedTuple):
-    """What training took."""
-
-    weights: int  # that trained at a time, the most of any epoch
-    backward_flops: float  # of a batch, the most of any epoch: the compiled step's beyond the forward pass
-    peak_bytes: int  # of a step or of choosing, the most of any epoch
-    step_seconds: float  # median over the epochs of their mean
-    choosing_share: float  # seconds of choosing neurons for each second of steps, median over the epochs
-    compiled: int  # shapes of chosen columns, those that proved to cost too much included
-
-
-class Outcome(NamedTuple):
-    """What a training gave."""
-
-    packet: Packet
-    spent: Spent
-    full: Cost  # what training all neurons takes
-    partitions: tuple[Partition, ...]  # of each epoch since the last start: what trained; leaves have depths
 
 
 class NeuronTraining:
