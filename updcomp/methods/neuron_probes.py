@@ -22,7 +22,7 @@ from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.errors import Error, NonFiniteError
 
-_ROWS = 8  # that are computed at a time
+_ROWS = 2  # that are computed at a time: choosing should take less memory than training
 
 
 class Forward(NamedTuple):

@@ -76,11 +76,6 @@ class NeuronTraining:
         self._first = functools.cache(first)  # the gradients of the deployed model
         if self._selection.moves:
             self._probe.measure(self._training.state.trainable)
-        if self._probe.peak_bytes > self._limits.memory:
-            found = f"found {self._limits.memory:,.0f}"
-            raise BudgetError(
-                f"memory: expected at least {self._probe.peak_bytes:,}, what measuring outputs takes, {found}"
-            )
         self._velocity: dict[str, Velocity] | None = None
         self._spent = Cost(0.0, 0.0, 0.0)
         self._seconds: list[tuple[float, float]] = []  # of choosing and of the steps, by epoch
@@ -155,6 +150,9 @@ class NeuronTraining:
         for number in range(_TRIES):
             limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
             choice, shape = self._selected(scene._replace(limits=limits))
+            if self._probe.peak_bytes > self._limits.memory:
+                expected = f"expected at least {self._probe.peak_bytes:,}, what choosing takes"
+                raise BudgetError(f"memory: {expected}, found {self._limits.memory:,.0f}")
             if not choice:
                 if self._strictness == before:
                     break
@@ -177,7 +175,9 @@ class NeuronTraining:
         if found:
             self._training, spent, shape = found
             self._shapes.add(shape)
-            self._spent = Cost(*map(max, self._spent, spent._replace(flops=self._flops(self._training))))
+            memory = max(spent.memory, self._probe.peak_bytes)
+            spent = spent._replace(flops=self._flops(self._training), memory=memory)
+            self._spent = Cost(*map(max, self._spent, spent))
         elif not self._partitions:
             raise self._impossible()
 
@@ -221,9 +221,8 @@ class NeuronTraining:
         if (shape := training.plan.parts) not in self._tried:
             self._tried.append(shape)
         expected = self._cost_of({name: len(own) for name, own in choice.items()})
-        memory = max(self._peak(training), self._probe.peak_bytes)
         flops = self._flops(training) if self._limits.flops < math.inf else expected.flops
-        return Cost(expected.weights, flops, memory)
+        return Cost(expected.weights, flops, self._peak(training))
 
     def _flops(self, training: Training) -> float:
         return analysis.step_flops(training) - self._forward.flops
