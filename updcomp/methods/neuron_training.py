@@ -151,8 +151,8 @@ class NeuronTraining:
             limits = Cost(*(limit * factor for limit, factor in zip(self._limits, self._strictness, strict=True)))
             choice, shape = self._selected(scene._replace(limits=limits))
             if self._probe.peak_bytes > self._limits.memory:
-                expected = f"expected at least {self._probe.peak_bytes:,}, what choosing takes"
-                raise BudgetError(f"memory: {expected}, found {self._limits.memory:,.0f}")
+                least = f"expected at least memory={self._probe.peak_bytes:,}, what choosing takes"
+                raise BudgetError(f"budget: {least}, found {_said(self._limits)}")
             if not choice:
                 if self._strictness == before:
                     break
