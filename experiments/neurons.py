@@ -61,7 +61,9 @@ class Config(images.ShiftConfig):
     )
     currency: str = setting("weights", f"of --budgets: {', '.join(CURRENCIES)}", check=one_of(CURRENCIES))
     depth_budgets: tuple[str, ...] = setting(
-        ("0.5", "0.25"), "shares of both the memory and the FLOPs, for the selection depth", later=anything
+        ("0.5", "0.25"),
+        "shares of both the memory and the FLOPs, for the selection depth, whatever --selections; empty for none",
+        later=anything,
     )
     depth_microbatches: int = setting(
         1, "parts of a batch that those compute one after another, for less memory; FLOPs and steps stay the same"

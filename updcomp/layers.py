@@ -18,6 +18,7 @@ from updcomp.products import Product
 from updcomp.program import Program, Uses
 from updcomp.trees import PyTree
 from updcomp.wire import views
+from updcomp.wire.errors import LeafError
 from updcomp.wire.views import View
 
 
@@ -84,7 +85,7 @@ def find(function: Callable[..., Any], variables: PyTree, *args: Any, names: Col
       function: (variables, *args) -> anything, such as a loss.
       variables: of the model: a pytree of arrays or `jax.ShapeDtypeStruct`.
       *args: its other arguments, or their shapes.
-      names: of the leaves that may train.
+      names: of the leaves that may train, kernels and biases, as `trees.named_leaves` has them.
 
     Returns:
       `Layer`s; a kernel that is used more than once has the depth of its first use and the sums of all uses.
@@ -194,14 +195,15 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
     Args:
       function: (variables, *args) -> a pytree of arrays.
       variables: of the model; not differentiated where a leaf is in `chosen`.
-      chosen: kernel's name -> its columns, of the view that `find` gives.
+      chosen: kernel's name -> its columns, of the view that `find` gives. Biases are no part of it: `put` theirs into
+        the variables, which are differentiated as usual.
       *args: the function's other arguments.
 
     Returns:
       What the function gives.
 
     Raises:
-      LeafError: the program uses a chosen kernel in another way as well.
+      LeafError: a name is that of no kernel, or the program uses it in another way as well; shapes do not fit.
 
     >>> w, x = jnp.ones((2, 3)), jnp.array([[1.0, 2.0]])
     >>> column = lambda values: evaluate(lambda v, x: jnp.sum(x @ v), w, {"": Columns(jnp.array([1]), values)}, x)
@@ -215,6 +217,13 @@ def evaluate(function: Callable[..., Any], variables: PyTree, chosen: Mapping[st
         return _by_columns(product, activation, kernel, *chosen[product.name])
 
     leaves = trees.named_leaves(variables)
+    for name, columns in chosen.items():
+        if name not in leaves or leaves[name].ndim < 2:
+            expected = f"expected kernels of {sorted(leaves)}; a bias is put into the variables, as `put` does"
+            raise LeafError(f"chosen: leaf {name!r}: {expected}")
+        if columns.values.ndim != 2 or columns.values.shape[1:] != columns.numbers.shape:
+            found = f"found {columns.values.shape} and {columns.numbers.shape}"
+            raise LeafError(f"chosen: leaf {name!r}: expected values (fan_in, k) and numbers (k,), {found}")
     leaves = {name: lax.stop_gradient(leaf) if name in chosen else leaf for name, leaf in leaves.items()}
     return Program(function, variables, leaves, chosen, *args).run(by_columns, None)
 

@@ -215,8 +215,8 @@ def choose(
     Args:
       layers: of the model, in order.
       scores: kernel's name -> float (neurons,); -inf and missing kernels are not for choice.
-      limits: of the whole choice.
-      cost_of: what a choice costs.
+      limits: of the whole choice, in absolute numbers.
+      cost_of: what a choice costs, such as `lambda counts: Cost(weights=weights(layers, counts))`.
       prices: kernel's name -> price of a neuron; default its number of weights.
       ties: draws the order of equal ones.
 

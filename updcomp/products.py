@@ -51,15 +51,16 @@ def of_equation(equation: Any, given: Sequence[Any], kernels: Mapping[int, Kerne
         product = _dot(equation.params, mark, given[kernel].shape, given[1 - kernel].ndim, first=kernel == 0)
         return None if product is None else (product, 1 - kernel, kernel)
     places, parameters = [0, 1], equation.params
+    convolution: Callable[..., Any] = lax.conv_general_dilated
     if name == "cond" and parameters.get("branches_platforms"):  # one branch for each platform, all of them equal
         for branch in parameters["branches"]:
             inner = branch.jaxpr
             if [e.primitive.name for e in inner.eqns] == ["conv_general_dilated"]:
                 places = [1 + inner.invars.index(atom) for atom in inner.eqns[0].invars]
-                name, parameters = "conv_general_dilated", inner.eqns[0].params
+                name, parameters, convolution = "conv_general_dilated", inner.eqns[0].params, convolve
     if name != "conv_general_dilated" or places[1] != kernel or parameters["batch_group_count"] != 1:
         return None
-    return _convolution(parameters, mark, given[kernel].shape), places[0], kernel
+    return _convolution(parameters, mark, given[kernel].shape, convolution), places[0], kernel
 
 
 def _dot(
@@ -101,7 +102,9 @@ def _dot(
     return Product(mark.name, view, neurons, outer, apply, neurons_last, of_columns, flops)
 
 
-def _convolution(parameters: Mapping[str, Any], mark: Kernel, shape: Sequence[int]) -> Product:
+def _convolution(
+    parameters: Mapping[str, Any], mark: Kernel, shape: Sequence[int], convolution: Callable[..., Any]
+) -> Product:
     numbers_of = parameters["dimension_numbers"]
     (_, channels), (out_axis, in_axis), (batch, features) = (
         spec[:2] for spec in (numbers_of.lhs_spec, numbers_of.rhs_spec, numbers_of.out_spec)
@@ -116,7 +119,7 @@ def _convolution(parameters: Mapping[str, Any], mark: Kernel, shape: Sequence[in
     strides, padding = options.pop("window_strides"), options.pop("padding")
 
     def apply(activation: Any, kernel: Any, groups: int = groups) -> Any:
-        return convolve(activation, kernel, strides, padding, feature_group_count=groups, **options)
+        return convolution(activation, kernel, strides, padding, feature_group_count=groups, **options)
 
     def neurons_last(out: Any) -> Any:
         others = [axis for axis in range(out.ndim) if axis not in (batch, features)]

@@ -36,7 +36,8 @@ def neurons(
     only what their gradients need is kept. Norms' scales and statistics, and kernels that are in no layer, stay as
     deployed.
 
-    A budget is a whole number, or as a float from 0 to 1 a share of what training all neurons takes:
+    At least one budget is needed, except for "classifier" and "full"; several hold together, and `weights` alone bounds
+    no memory. A budget is a whole number, or as a float from 0 to 1 a share of what training all neurons takes:
 
     - `weights` that train at a time, biases included (the paper's budget);
     - `flops` of the backward pass of a batch, as the compiler counts them;
@@ -59,7 +60,8 @@ def neurons(
       shapes: the most shapes of chosen columns that are compiled; later choices are cut to fit one of these.
 
     Returns:
-      A method; its `train` gives what training took beside the packet. Its first call raises an Error where the model
+      A method; its `train` gives an `Outcome`: the packet, what training took (`Spent`), and what training all neurons
+      takes. Its first call raises an Error where the model
       has no layers, and for a budget in which not even one neuron fits; it names the smallest possible.
 
     Raises:

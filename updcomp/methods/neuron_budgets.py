@@ -55,7 +55,7 @@ class Spent(NamedTuple):
     backward_flops: float  # of a batch, the most of any epoch: the compiled step's beyond the forward pass
     peak_bytes: int  # of a step or of choosing, the most of any epoch
     step_seconds: float  # median over the epochs of their mean
-    choosing_share: float  # seconds of choosing neurons for each second of steps, median over the epochs
+    choosing_share: float  # seconds of choosing, compilation aside, for each second of steps; median over the epochs
     compiled: int  # shapes of chosen columns, those that proved to cost too much included
 
 
@@ -64,5 +64,5 @@ class Outcome(NamedTuple):
 
     packet: Packet
     spent: Spent
-    full: Cost  # what training all neurons takes
+    full: Cost  # what training all neurons takes: `spent.peak_bytes / full.memory` is the share of it
     partitions: tuple[Partition, ...]  # of each epoch since the last start: what trained; leaves have depths

@@ -23,6 +23,7 @@ from updcomp.neurons import Choice, Cost, Memory, Velocity
 from updcomp.partition import KERNEL, Partition
 from updcomp.training import analysis, devices, loop, steps, tasks
 from updcomp.training.checkpoints import Checkpoints
+from updcomp.training.compilation import measured
 from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
 from updcomp.training.optimizers import OptimizerFactory
 from updcomp.training.plans import Frozen, Named, Plan, as_trained, part_of, with_part
@@ -97,8 +98,10 @@ class NeuronTraining:
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
-        if not self._partitions or self._selection.again:
-            self._choose()
+        with measured() as compilation:
+            if not self._partitions or self._selection.again:
+                self._choose()
+        start += compilation.seconds
         training = self._training
         # What trains is donated, so its values before are copied where they will be compared.
         moves = self._selection.moves
