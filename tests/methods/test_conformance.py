@@ -41,7 +41,7 @@ TABLE = [
     ("by_path", {}, True),
 ]
 ROWS = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in TABLE]
-ON_CNN = [ROWS[i] for i in (1, 3, 8, 10, 11, 15)]
+ON_CNN = [ROWS[i] for i in (1, 3, 8, 10, 11)]
 
 
 def test_every_method_is_in_the_table():
