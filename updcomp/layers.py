@@ -70,7 +70,7 @@ def put(leaf: jax.Array, view: View, numbers: jax.Array, values: jax.Array) -> j
     """
     if not view.in_axes:
         return leaf.at[numbers].set(values, mode="drop")
-    matrix = views.split(leaf, view)[0].at[:, numbers].set(values, mode="drop", unique_indices=False)
+    matrix = views.split(leaf, view)[0].at[:, numbers].set(values, mode="drop")
     return views.join(matrix[None], leaf.shape, view)
 
 
@@ -241,8 +241,7 @@ def _by_columns(product: Product, activation: Any, kernel: Any, numbers: Any, va
     def backward(kept: Any, change: Any) -> Any:
         activation, kernel, numbers = kept
         (to_activation,) = jax.vjp(lambda a: product.apply(a, kernel), activation)[1](change)
-        columns = product.neurons_last(change)
-        columns = jnp.take(columns.reshape(*columns.shape[: product.outer], -1), numbers, -1, mode="fill", fill_value=0)
+        columns = jnp.take(product.neurons_last(change), numbers, -1, mode="fill", fill_value=0)
         zeros = jnp.zeros(values.shape, kernel.dtype)
         (to_values,) = jax.vjp(lambda v: product.of_columns(activation, v, numbers), zeros)[1](columns)
         return to_activation, None, None, to_values.astype(values.dtype)

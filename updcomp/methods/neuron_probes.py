@@ -79,7 +79,7 @@ class Probe:
         rows = np.asarray(chosen)[:count]
         self._mesh = devices.mesh_for(task.mesh, deployed)
         self._rows = devices.replicate(jax.tree.map(lambda leaf: leaf[rows], train), self._mesh)
-        self._deployed, self._task, self._plan = deployed, task, plan
+        self._deployed, self._task = deployed, task
         self._of = (task.objective, plan._replace(name=""), layers_)
         self._peaks: dict[str, int] = {}
 
