@@ -82,7 +82,7 @@ def task_of(config: TrainingConfig, objective: Objective, train: PyTree | Stream
     Returns:
       A `Task` without checkpoints.
     """
-    mesh = devices.data_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
+    mesh = devices.make_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
     streamed = isinstance(train, Stream) or any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(train))
     return Task(
         objective=objective,

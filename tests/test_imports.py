@@ -16,7 +16,17 @@ FLOORS = [
     {
         f"updcomp.{name}"
         for name in (
-            *("trees", "partition", "delta", "contribution", "selection", "factorize", "subspace", "quantize"),
+            *(
+                "arrays",
+                "trees",
+                "partition",
+                "delta",
+                "contribution",
+                "selection",
+                "factorize",
+                "subspace",
+                "quantize",
+            ),
             *("neurons", "layers", "program", "products", "convolution"),
         )
     },

@@ -119,7 +119,7 @@ def test_counts_stay_exact_above_the_range_of_32_bits(counts, wanted):
 
 
 def test_shards_stay_where_they_are():
-    mesh = devices.data_mesh()
+    mesh = devices.make_mesh()
     assert mesh.size == 2
     scores = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     sharded = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("data")))
@@ -146,7 +146,7 @@ def test_the_search_is_exact_where_totals_pass_32_bits(monkeypatch):
 
 @pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])
 def test_devices_exchange_counts_alone(spec):
-    mesh = devices.data_mesh()
+    mesh = devices.make_mesh()
     sharded = jax.device_put(np.zeros((64, 8), np.float32), NamedSharding(mesh, spec))
     compiled = jax.jit(lambda leaf: selection.top_k(leaf, 100)).lower(sharded).compile()
     assert compiled.output_shardings.is_equivalent_to(sharded.sharding, 2)
@@ -169,7 +169,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from updcomp import selection
 from updcomp.training import devices
-mesh = devices.data_mesh()
+mesh = devices.make_mesh()
 assert mesh.size == 8
 generator = np.random.default_rng(0)
 data = PartitionSpec("data")

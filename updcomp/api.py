@@ -1,12 +1,14 @@
 """The four functions on any pytree: diff, encode, apply, inspect."""
 
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from updcomp.trees import PyTree, from_model, subtrees_at, to_model
+from updcomp import arrays
+from updcomp.trees import HostModel, PyTree, subtrees_at, with_leaves
 from updcomp.wire import container, dtypes, inspection, versions
 from updcomp.wire.errors import BudgetError, CostError, Error, LeafError
 from updcomp.wire.increments import round_step
@@ -14,7 +16,7 @@ from updcomp.wire.kind import Block
 from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.sparse import Sparse
-from updcomp.wire.packet import Packet
+from updcomp.wire.packet import LazyBlocks, Packet
 
 _LOSSY = ("float16", "bfloat16", "float32", "float64")
 _SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
@@ -51,11 +53,16 @@ def diff(
     """
     if step is not None and max_bytes is not None:
         raise Error("step and max_bytes: expected at most one of them, found both; leave one out")
-    before, after = to_model(old), to_model(new)
-    _check_same_leaves(before, after)
-    if max_bytes is not None:
-        return _within_bytes(before, after, max_bytes, budget)
-    return _packet(before, after, None if step is None else round_step(step))
+    before, after = HostModel(old), HostModel(new)
+    _check_same_leaves(before.specs, after.specs)
+    is_split = arrays.spans_devices((old, new))
+    # What one device has is brought to the host once.
+    held_before, held_after = (model if is_split else dict(model) for model in (before, after))
+    if max_bytes is None:
+        packet = _packet(held_before, held_after, None if step is None else round_step(step))
+    else:
+        packet = _within_bytes(held_before, held_after, max_bytes, budget)
+    return packet if is_split else packet._replace(blocks=dict(packet.blocks))
 
 
 def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
@@ -111,7 +118,7 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
             f"packet: expected a Packet from updcomp.diff or a method, found {type(packet).__name__}; "
             "did you mean updcomp.encode(updcomp.diff(old, new), old)?"
         )
-    return container.encode(packet, to_model(deployed), budget=budget)
+    return container.encode(packet, HostModel(deployed), budget=budget)
 
 
 def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
@@ -123,8 +130,8 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
       budget: how much work and memory it may take, as in `encode`; infinity allows everything.
 
     Returns:
-      A tree with the structure, dtypes, shapes, array types and shardings of `deployed`; NumPy leaves that the update
-      keeps are the same arrays.
+      A tree with the structure, dtypes, shapes, array types and shardings of `deployed`; leaves that the update keeps
+      are the same arrays.
 
     Raises:
       WrongBaseError: `deployed` is not the model that the update starts from.
@@ -133,7 +140,7 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
-    return from_model(container.apply_update(update, to_model(deployed), budget=budget), deployed)
+    return with_leaves(deployed, container.changed_leaves(update, HostModel(deployed), budget=budget))
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.inspect(updcomp.encode(packet, deployed))")
-    return inspection.inspect(update, None if deployed is None else to_model(deployed))
+    return inspection.inspect(update, None if deployed is None else HostModel(deployed))
 
 
 def _check_bytes(update: object, call: str) -> None:
@@ -163,19 +170,21 @@ def _check_bytes(update: object, call: str) -> None:
         )
 
 
-def _check_same_leaves(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+def _check_same_leaves(before: Mapping[str, dtypes.Spec], after: Mapping[str, dtypes.Spec]) -> None:
     if missing := sorted(before.keys() ^ after.keys()):
         where = "old" if missing[0] in before else "new"
         raise LeafError(f"leaf {missing[0]!r}: expected in both models, found in the {where} one only")
     for name, leaf in before.items():
-        found = after[name]
-        if (leaf.shape, leaf.dtype) != (found.shape, found.dtype):
+        if (found := after[name]) != leaf:
             expected = f"{dtypes.name(leaf.dtype)} {leaf.shape}"
             raise LeafError(f"leaf {name!r}: expected {expected}, found {dtypes.name(found.dtype)} {found.shape}")
 
 
-def _packet(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], step: float | None) -> Packet:
-    return Packet({name: _block(leaf, after[name], step) for name, leaf in before.items()})
+def _packet(before: dtypes.Model, after: dtypes.Model, step: float | None) -> Packet:
+    def block(name: str) -> Block:
+        return _block(before[name], after[name], step)
+
+    return Packet(LazyBlocks({name: functools.partial(block, name) for name in before}))
 
 
 def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
@@ -199,10 +208,10 @@ def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return delta
 
 
-def _within_bytes(before: dict[str, np.ndarray], after: dict[str, np.ndarray], max_bytes: int, budget: float) -> Packet:
+def _within_bytes(before: dtypes.Model, after: dtypes.Model, max_bytes: int, budget: float) -> Packet:
     """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
-    lossy = [name for name, leaf in before.items() if dtypes.name(leaf.dtype) in _LOSSY]
-    deltas = [np.abs(_delta(before[name], after[name])) for name in lossy]
+    lossy = [name for name, leaf in dtypes.specs(before).items() if dtypes.name(leaf.dtype) in _LOSSY]
+    deltas = (np.abs(_delta(before[name], after[name])) for name in lossy)
     largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
     coarse = round_step(min(4 * largest, 1e38)) if largest > 0 else 1.0
     best = _packet(before, after, coarse)
@@ -223,9 +232,7 @@ def _within_bytes(before: dict[str, np.ndarray], after: dict[str, np.ndarray], m
     return best
 
 
-def _sized(
-    before: dict[str, np.ndarray], after: dict[str, np.ndarray], step: float | None, budget: float
-) -> tuple[Packet, int]:
+def _sized(before: dtypes.Model, after: dtypes.Model, step: float | None, budget: float) -> tuple[Packet, int]:
     packet = _packet(before, after, step)
     try:
         return packet, len(container.encode(packet, before, budget=budget))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from updcomp import quantize
+from updcomp import arrays, quantize
 from updcomp.trees import PyTree
 from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.kinds.sparse import Sparse
@@ -71,5 +71,5 @@ def to_block(
     values, step = quantize.to_integers(change, bits, step=quantize.dynamic_step(change, bits, where=where))
     if where is None:
         return Dense(values, step, view)
-    sent = np.asarray(where)
+    sent = arrays.to_host(where)
     return Sparse(np.flatnonzero(sent), values[sent], step)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import quantize
+from updcomp import arrays, quantize
 from updcomp.quantize import Grid
 from updcomp.wire import views
 from updcomp.wire.errors import Error
@@ -169,7 +169,7 @@ def to_block(factors: Factors, bits: int | Grid, *, view: View | None = None, ra
     """
     columns = factors.left.shape[-1] if rank is None else rank
     rounded, step = _rounded(factors, quantize.grid(bits), np.int32(columns))
-    left, right = (np.asarray(factor)[..., :columns].astype(np.int32).reshape(-1, columns) for factor in rounded)
+    left, right = (arrays.to_host(factor)[..., :columns].astype(np.int32).reshape(-1, columns) for factor in rounded)
     return wire.Factors(left, right, float(step), view)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from updcomp import arrays
 from updcomp.wire.errors import Error
 from updcomp.wire.increments import round_step
 
@@ -125,9 +126,9 @@ def to_integers(
     >>> to_integers(np.array([0.1, -0.7]), 4, step=0.1)[0].tolist()
     [1, -7]
     """
-    found = round_step(float(least_squares_step(np.asarray(x), bits) if step is None else step))
+    found = round_step(float(least_squares_step(arrays.to_host(x), bits) if step is None else step))
     rounded = _compiled_levels(jnp.asarray(x, jnp.float32), jnp.float32(found), grid(bits))
-    return np.asarray(rounded).astype(np.int32), found
+    return arrays.to_host(rounded).astype(np.int32), found
 
 
 def least_squares_step(x: np.ndarray, bits: int | Grid) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import factorize, partition, quantize, trees
+from updcomp import arrays, factorize, partition, quantize, trees
 from updcomp.quantize import Grid
 from updcomp.trees import PyTree
 from updcomp.wire import basis, dtypes, views
@@ -45,7 +45,7 @@ def basis_of(kernel: Any, rank: int, *, index: int, seed: int = 0, view: View | 
     (1, 6, 2)
     """
     factorize.check_rank(rank)
-    held = dtypes.hold(np.asarray(kernel))
+    held = dtypes.hold(arrays.to_host(kernel))
     columns = basis.of(held, min(rank, basis.max_rank(held.shape, view)), seed=seed, index=index, view=view)
     return Basis(*(jnp.asarray((side * 2.0**-basis.FRACTION).astype(np.float32)) for side in columns))
 
@@ -129,5 +129,5 @@ def to_block(
     """
     found, step = _rounded(coefficients, quantize.grid(bits), None if counts is None else counts[None])
     rows, columns = coefficients.shape[1:] if counts is None else (counts[:, 0].sum(), counts[0].sum())
-    values = np.asarray(found)[:, :rows, :columns].astype(np.int32).reshape(-1, columns)
+    values = arrays.to_host(found)[:, :rows, :columns].astype(np.int32).reshape(-1, columns)
     return Coefficients(values, int(max(rows, columns)), float(step), view)

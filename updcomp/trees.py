@@ -6,13 +6,13 @@ strings, Python numbers) belong to the structure and never travel.
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from updcomp import arrays
 from updcomp.wire import dtypes
 from updcomp.wire.errors import LeafError
 
@@ -21,10 +21,6 @@ PyTree = Any
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _is_variable(node: Any) -> bool:
@@ -146,6 +142,32 @@ def subtrees_at(tree: PyTree, subtrees: PyTree) -> dict[str, PyTree]:
     return {name: part for (name, _), part in zip(_paths(tree), parts, strict=True)}
 
 
+class HostModel(Mapping[str, np.ndarray]):
+    """The device's form of a pytree, of which each leaf is brought to the host when it is asked for, and not kept.
+
+    >>> HostModel({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.names
+    ('bfloat16',)
+    """
+
+    def __init__(self, tree: PyTree) -> None:
+        """Reads no leaf yet.
+
+        Args:
+          tree: any pytree of arrays, sharded in any way.
+        """
+        self._leaves = named_leaves(tree)
+        self.specs = {name: _spec_of(leaf) for name, leaf in self._leaves.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return dtypes.hold(arrays.to_host(self._leaves[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaves)
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+
 def to_model(tree: PyTree) -> dict[str, np.ndarray]:
     """The device's form of a pytree: NumPy arrays by name; a dtype that NumPy lacks is held as its bit pattern.
 
@@ -153,14 +175,12 @@ def to_model(tree: PyTree) -> dict[str, np.ndarray]:
       tree: any pytree of arrays; typed PRNG keys travel as their key data.
 
     Returns:
-      name -> contiguous array, sorted by name.
+      name -> contiguous array, sorted by name. `HostModel` is the same, a leaf at a time.
 
     >>> to_model({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.names
     ('bfloat16',)
     """
-    leaves = named_leaves(tree)
-    host = jax.device_get({name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()})
-    return {name: dtypes.hold(np.asarray(leaf)) for name, leaf in host.items()}
+    return dict(HostModel(tree))
 
 
 def from_model(model: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
@@ -176,16 +196,36 @@ def from_model(model: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     Raises:
       LeafError: a leaf is missing or has another shape.
     """
-    restored = {}
-    for name, leaf in named_leaves(like).items():
+    for name in named_leaves(like):
         if name not in model:
             raise LeafError(f"leaf {name!r}: expected in the model, found only {sorted(model)}")
-        restored[name] = _restore_leaf(name, model[name], leaf)
-    return replace(like, restored)
+    return with_leaves(like, ((name, model[name]) for name in named_leaves(like)))
+
+
+def with_leaves(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]]) -> PyTree:
+    """A pytree with some leaves replaced by those of a device's model, each placed before the next is taken.
+
+    Args:
+      tree: any pytree.
+      leaves: (name, array) of the leaves to replace, with their shapes and dtypes.
+
+    Returns:
+      A tree like it; what is replaced has the array type and sharding of what was there.
+
+    Raises:
+      LeafError: a leaf has another shape or dtype.
+    """
+    likes = named_leaves(tree)
+    return replace(tree, {name: _restore_leaf(name, leaf, likes[name]) for name, leaf in leaves})
+
+
+def _spec_of(leaf: Any) -> dtypes.Spec:
+    data = jax.eval_shape(jax.random.key_data, leaf) if arrays.is_key(leaf) else leaf
+    return dtypes.Spec(tuple(data.shape), dtypes.hold(np.empty(0, data.dtype)).dtype)
 
 
 def _restore_leaf(name: str, value: np.ndarray, like: Any) -> Any:
-    data = jax.random.key_data(like) if _is_key(like) else like
+    data = jax.random.key_data(like) if arrays.is_key(like) else like
     dtype = np.dtype(data.dtype)
     held = dtypes.hold(np.empty(0, dtype)).dtype
     if (value.shape, value.dtype) != (data.shape, held):
@@ -198,6 +238,7 @@ def _restore_leaf(name: str, value: np.ndarray, like: Any) -> Any:
         return value[()]
     if isinstance(like, np.ndarray):
         return value
-    if _is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
-    return jax.device_put(value, like.sharding) if isinstance(like, jax.Array) else value
+    if arrays.is_key(like):
+        key_data = arrays.to_devices(value, data.sharding)
+        return jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(like))
+    return arrays.to_devices(value, like.sharding) if isinstance(like, jax.Array) else value

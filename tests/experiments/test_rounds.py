@@ -17,7 +17,7 @@ from tests.experiments.little import Killed, little_rounds, without_times
 from updcomp import protocol
 from updcomp.edge import files, store
 from updcomp.protocol import rounds as protocol_rounds
-from updcomp.training import loop, models
+from updcomp.training import checkpoints, loop, models
 from updcomp.wire.errors import Error
 
 METHODS = ("fu", "dpu", "pruning")
@@ -102,7 +102,7 @@ def test_trainings_that_were_killed_go_on_from_their_own_checkpoints(tmp_path, m
     """Iterative rewinding has many trainings a round, all of the same plan; each must find its own state only."""
     config = little_rounds(rounds=2, ratio=0.4, methods=("iterative",))
     whole = rounds.run(config, tmp_path / "whole")
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     save = loop.Checkpoints.save
     for kill_after in (4, 5, 5):  # epochs from each start: in the third training, then in later ones of both rounds
         saved = []

@@ -12,9 +12,9 @@ import pytest
 import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, assert_like, assert_same, digits, regression, score
 from updcomp import trees
-from updcomp.methods import by_path, full, neuron_training, neurons
+from updcomp.methods import by_path, full, neurons
 from updcomp.methods.selections import SELECTIONS
-from updcomp.training import Objective, Stream, classification
+from updcomp.training import Objective, Stream, checkpoints, classification
 from updcomp.training.compilation import measured
 from updcomp.wire import views
 from updcomp.wire.kinds.columns import Columns
@@ -301,7 +301,7 @@ def test_moments_are_kept_where_all_neurons_are_chosen_again_each_epoch():
 
 
 def checkpointed(monkeypatch, seconds=-1.0):
-    monkeypatch.setattr(neuron_training, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", seconds)
 
 
 class Killed(Exception):

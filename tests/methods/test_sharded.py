@@ -94,7 +94,7 @@ def test_an_update_of_a_split_model_is_that_of_the_whole_one():
 def test_batches_split_over_a_mesh_take_models_and_data_from_one_device(method):
     deployed, task = digits()
     expected = applied(method(KEY, deployed, task), deployed)
-    new = assert_helps(method(KEY, deployed, task._replace(mesh=devices.data_mesh())), deployed, task)
+    new = assert_helps(method(KEY, deployed, task._replace(mesh=devices.make_mesh())), deployed, task)
     for one, other in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
         assert one.sharding == other.sharding
         np.testing.assert_allclose(one, other, atol=3e-2)

@@ -15,14 +15,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from updcomp.training.checkpoints import Checkpoints, load_model, save_model
-from updcomp.training.devices import batch_sharding, data_mesh, replicate
+from updcomp.training.devices import batch_sharding, make_mesh, replicate
 from updcomp.wire.errors import FileError
 
 
 def state(value):
     """A training state with every kind of leaf and container that a loop may carry."""
     params = {"kernel": jnp.full((4, 3), value), "bias": jnp.full(3, value, jnp.bfloat16)}
-    mesh = data_mesh()
+    mesh = make_mesh()
     return {
         "params": params,
         "optimizer": optax.chain(optax.clip(1.0), optax.adam(0.1)).init(params),

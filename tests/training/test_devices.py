@@ -10,13 +10,14 @@ from updcomp.training import devices
 def mesh():
     if jax.device_count() < 2:
         pytest.skip("needs two devices")
-    return devices.data_mesh(jax.devices()[:2])
+    return devices.make_mesh(jax.devices()[:2])
 
 
-def test_the_mesh_is_one_row_of_all_devices():
-    mesh = devices.data_mesh()
-    assert dict(mesh.shape) == {"data": jax.device_count()}
-    assert mesh.devices.tolist() == jax.devices()
+def test_a_mesh_has_all_devices_in_rows_that_a_model_is_split_over():
+    mesh = devices.make_mesh()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "model": 1}
+    assert mesh.devices.ravel().tolist() == jax.devices()
+    assert dict(devices.make_mesh(model=2).shape) == {"data": jax.device_count() // 2, "model": 2}
 
 
 def test_replicated_leaves_are_whole_on_every_device(mesh):
@@ -31,7 +32,7 @@ def test_a_batch_is_split_over_the_devices(mesh):
 
 
 def test_a_batch_is_split_inside_a_compiled_function_without_changing_it(mesh):
-    out = jax.jit(lambda x: devices.shard_batch({"x": 2 * x}, mesh))(np.arange(8))["x"]
+    out = jax.jit(lambda x: devices.shard_batch({"x": 2 * x}, devices.batch_sharding(mesh)))(np.arange(8))["x"]
     assert out.tolist() == list(range(0, 16, 2))
     assert {shard.data.shape for shard in out.addressable_shards} == {(4,)}
 

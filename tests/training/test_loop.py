@@ -13,7 +13,7 @@ from tests.methods.worlds import MODELS, assert_same, digits, regression
 from updcomp import contribution, partition, trees
 from updcomp.methods import base, partial
 from updcomp.partition import KERNEL
-from updcomp.training import Extra, Objective, batches, classification, data, devices, loop
+from updcomp.training import Extra, Objective, batches, checkpoints, classification, data, devices
 from updcomp.training.augment import crop_and_flip
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.classification import cross_entropy
@@ -134,7 +134,7 @@ def test_an_epoch_that_harms_is_not_chosen():
 def test_two_devices_train_to_the_same_result():
     variables, task = world()
     alone = train(task, variables)
-    mesh = devices.data_mesh()
+    mesh = devices.make_mesh()
     assert mesh.size == 2
     shared = train(task._replace(mesh=mesh, train=devices.replicate(task.train, mesh)), variables)
     assert_close(shared.last, alone.last, atol=1e-4)
@@ -162,7 +162,7 @@ def test_the_optimizer_continues_from_the_state_it_is_given():
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("mesh", [None, devices.data_mesh()], ids=["one device", "mesh"])
+@pytest.mark.parametrize("mesh", [None, devices.make_mesh()], ids=["one device", "mesh"])
 def test_rounds_settings_and_continued_trainings_compile_once(streamed, mesh):
     variables, task = world()
     placed = jax.tree.map(np.asarray, task.train) if streamed else devices.replicate(task.train, mesh)
@@ -189,7 +189,7 @@ class Killed(Exception):
 
 def die_at(monkeypatch, name, step):
     """Training is killed when it has saved this step of the training of this name; only once."""
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
     save = Checkpoints.save
     died = []
 

@@ -13,7 +13,7 @@ from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
 from updcomp import partition, trees
 from updcomp.methods import base, full, neurons
 from updcomp.partition import AUX, KERNEL
-from updcomp.training import Extra, Objective, batches, data_mesh, loop
+from updcomp.training import Extra, Objective, batches, loop, make_mesh
 from updcomp.training.plans import Frozen, as_trained
 from updcomp.training.steps import compiled_steps
 
@@ -112,7 +112,7 @@ def test_parts_divide_a_batch(microbatches):
 
 def test_parts_divide_the_rows_on_each_device():
     deployed, task = regression()
-    mesh = data_mesh()
+    mesh = make_mesh()
     with pytest.raises(updcomp.Error, match="microbatches: .* found 4 for 10 rows"):
         full()(KEY, deployed, task._replace(mesh=mesh, microbatches=4))
 

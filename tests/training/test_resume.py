@@ -11,14 +11,14 @@ import pytest
 import updcomp
 from tests.methods.worlds import KEY, regression
 from updcomp.methods import full, magnitude_mask, partial, random_mask
-from updcomp.training import loop
+from updcomp.training import checkpoints
 
 FOLDERS = """
 import tempfile, os, sys
 from tests.methods.worlds import KEY, regression
 from updcomp.methods import full
-from updcomp.training import loop
-loop.SECONDS_BETWEEN_CHECKPOINTS = -1.0
+from updcomp.training import checkpoints, loop
+checkpoints.SECONDS_BETWEEN = -1.0
 deployed, task = regression()
 full()(KEY, deployed, task._replace(epochs=1, checkpoints=sys.argv[1]))
 print(*os.listdir(sys.argv[1]))
@@ -47,7 +47,7 @@ def test_another_process_finds_the_same_folder(tmp_path):
     ids=["random", "magnitude", "partial", "bits", "rate"],
 )
 def test_another_setting_in_the_same_folder_starts_anew(before, after, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", -1.0)
     deployed, task = regression()
     before(KEY, deployed, task._replace(checkpoints=tmp_path))
     found = after(KEY, deployed, task._replace(checkpoints=tmp_path))
@@ -63,7 +63,7 @@ def test_another_setting_in_the_same_folder_starts_anew(before, after, tmp_path,
     ids=["model", "samples"],
 )
 def test_another_model_or_other_samples_start_anew(change, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", -1.0)
     deployed, task = regression()
     full(bits=8)(KEY, deployed, task._replace(checkpoints=tmp_path))
     other, changed = change(deployed, task)

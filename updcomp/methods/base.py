@@ -1,6 +1,7 @@
 """What methods share: the parts of a deployed model, trainings of chosen leaves, and the blocks of what they moved."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import partition, quantize, trees
+from updcomp import arrays, partition, quantize, trees
 from updcomp.methods import rounding
 from updcomp.methods.forms import Site
 from updcomp.partition import AUX, KERNEL, STATE, Partition
@@ -21,7 +22,7 @@ from updcomp.trees import PyTree
 from updcomp.wire import dtypes
 from updcomp.wire.errors import DtypeError, Error, LeafError
 from updcomp.wire.kind import Block
-from updcomp.wire.packet import Packet
+from updcomp.wire.packet import LazyBlocks, Packet
 
 Method = Callable[[jax.Array, PyTree, Task], Packet]
 """(key, deployed, task) -> packet: trains an update of the deployed model on the task.
@@ -182,9 +183,27 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
         rates={leaf: rules[leaf].rate for leaf in (*starts, *aux)},
         masks=masks | dict.fromkeys(aux, True) if has_masks else None,
     )
-    blocks = {leaf: form.block(fitted.trainable[leaf], starts[leaf], sites[leaf]) for leaf, form in forms.items()}
+    makers = {
+        leaf: functools.partial(form.block, fitted.trainable[leaf], starts[leaf], sites[leaf])
+        for leaf, form in forms.items()
+    }
     seed = next((site.seed for site in sites.values()), 0)
-    return Packet(blocks | aux_blocks(model, fitted, bits), seed)
+    return packet_of(model, makers | aux_blocks(model, fitted, bits), seed)
+
+
+def packet_of(model: Model, makers: Mapping[str, Callable[[], Block]], seed: int = 0) -> Packet:
+    """The packet of the blocks that these functions make: when they are asked for, where the model is on many devices.
+
+    Args:
+      model: the deployed one.
+      makers: leaf name -> function that makes its block.
+      seed: the packet's.
+
+    Returns:
+      A packet.
+    """
+    blocks = LazyBlocks(makers)
+    return Packet(blocks if arrays.spans_devices(model.variables) else dict(blocks), seed)
 
 
 def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[str, Site]:
@@ -234,16 +253,16 @@ def started(initial: Initial, key: jax.Array, task: Task, model: Model, names: I
     Raises:
       LeafError: it gives a leaf of another shape, or lacks one.
     """
-    mesh = devices.mesh_for(task.mesh, model.variables)
-    other = trees.named_leaves(devices.place(initial(jax.random.fold_in(key, _INITIAL)), mesh))
+    other = trees.named_leaves(initial(jax.random.fold_in(key, _INITIAL)))
     for name in names:
         expected, found = model.leaves[name].shape, other[name].shape if name in other else "no such leaf"
         if found != expected:
             raise LeafError(f"start: leaf {name!r}: expected shape {expected} as in the deployed model, found {found}")
-    return model._replace(leaves={**model.leaves, **{name: other[name] for name in names}})
+    placed = {name: arrays.to_devices(other[name], model.leaves[name].sharding) for name in names}
+    return model._replace(leaves={**model.leaves, **placed})
 
 
-def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> dict[str, Block]:
+def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> dict[str, Callable[[], Block]]:
     """The blocks of all aux leaves that gradients trained and all leaves that the loss moved.
 
     Args:
@@ -252,12 +271,12 @@ def aux_blocks(model: Model, fitted: Fitted, bits: Mapping[str, int | None]) -> 
       bits: of each leaf's delta, by name; see `rounding.aux_block`.
 
     Returns:
-      Leaf name -> block.
+      Leaf name -> function that makes its block.
     """
     held = trees.named_leaves(model.variables)
     new = {name: fitted.trainable[name] for name in model.of_role(AUX)} | fitted.moved
     return {
-        name: rounding.aux_block(np.asarray(held[name]), np.asarray(leaf), bits[name] or rounding.RAW)
+        name: functools.partial(rounding.aux_block, held[name], leaf, bits[name] or rounding.RAW)
         for name, leaf in new.items()
     }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from updcomp import contribution, delta, quantize, selection
+from updcomp import arrays, contribution, delta, quantize, selection
 from updcomp.methods import base, rounding
 from updcomp.methods.base import Model
 from updcomp.methods.rounding import Rounding
@@ -137,14 +137,15 @@ class Partial:
                 roundings={name: Rounding(quantize.grid(self.bits), mask[name]) for name in old} if last else {},
                 optimizer_state=_moments(fitted.optimizer, recorded=not last) if self.keep_moments else None,
             )
-        blocks = {
-            name: Sparse(
-                np.flatnonzero(mask[name]),
-                *rounding.integers(old[name], fitted.trainable[name], Rounding(quantize.grid(self.bits), mask[name])),
+
+        def block(name: str) -> Sparse:
+            rounded = rounding.integers(
+                old[name], fitted.trainable[name], Rounding(quantize.grid(self.bits), mask[name])
             )
-            for name in old
-        }
-        return Packet({**base.aux_blocks(model, fitted, bits), **blocks})
+            return Sparse(np.flatnonzero(arrays.to_host(mask[name])), *rounded)
+
+        makers = {name: functools.partial(block, name) for name in old}
+        return base.packet_of(model, base.aux_blocks(model, fitted, bits) | makers)
 
 
 def _plan(name: str, model: Model, wrap: Any, rebuild: Rebuild = as_trained) -> Plan:

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from updcomp import quantize, selection
+from updcomp import arrays, quantize, selection
 from updcomp.methods import base, rounding
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
@@ -68,10 +67,10 @@ class FixedMask:
 
     def parametrise(self, site: Site) -> Parametrised:
         """The weights, of which the mask moves its part."""
-        leaf = dtypes.hold(np.asarray(site.held))
+        leaf = dtypes.hold(arrays.to_host(site.held))
         mask = np.zeros(leaf.size, bool)
         mask[self.positions(leaf, site, selection.budget(self.ratio, leaf.size))] = True
-        placed = jax.device_put(mask.reshape(leaf.shape), site.held.sharding)
+        placed = arrays.to_devices(mask.reshape(leaf.shape), site.held.sharding)
         return Parametrised(site.weights, Rounding(quantize.grid(self.bits), placed), placed)
 
     def block(self, trained: Any, parametrised: Parametrised, site: Site) -> Seeded | Magnitude:

@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from updcomp import quantize
+from updcomp import arrays, quantize
 from updcomp.methods import base, rounding
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.rounding import Rounding
@@ -51,7 +49,7 @@ class Weights:
 
     def block(self, trained: Any, parametrised: Parametrised, site: Site) -> Raw:
         """The new weights in the leaf's dtype."""
-        return Raw(np.asarray(trained.astype(site.held.dtype)))
+        return Raw(arrays.to_host(trained.astype(site.held.dtype)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from updcomp import convolution, layers, neurons
+from updcomp import arrays, convolution, layers, neurons
 from updcomp.layers import Layer
 from updcomp.methods.base import Model
 from updcomp.neurons import Velocity
@@ -92,7 +92,8 @@ class Probe:
         """What the forward pass of a batch takes."""
         task = self._task
         rows = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
-        rows //= self._mesh.shape.get(devices.AXIS, 1) if self._mesh else 1  # compilers report of one device
+        here, parts = devices.parts_of(devices.batch_sharding(self._mesh, task.batch_axes))
+        rows //= len(here) if isinstance(task.train, Stream) else parts  # compilers report of one device
         return _forward(*self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)))
 
     def squared_gradients(self, trainable: Named, key: jax.Array) -> dict[str, np.ndarray]:
@@ -106,7 +107,7 @@ class Probe:
           Kernel's name -> float32 (neurons,).
         """
         found = self._call("gradients", _gradients(*self._of), trainable, self._deployed, self._rows, key)
-        return _finite({name: np.asarray(own) for name, own in found.items()})
+        return _finite({name: arrays.to_host(own) for name, own in found.items()})
 
     def accelerated(self, velocity: dict[str, Velocity] | None, old: Named, new: Named) -> dict[str, Velocity]:
         """The velocities after an epoch.
@@ -120,7 +121,7 @@ class Probe:
           Kernel's name -> velocity.
         """
         moved = self._call("velocities", _accelerated(*self._of), *self._moving(velocity, old, new))
-        _finite({name: np.asarray(own.value) for name, own in moved.items()})
+        _finite({name: arrays.to_host(own.value) for name, own in moved.items()})
         return dict(moved)
 
     def measure(self, trainable: Named) -> None:

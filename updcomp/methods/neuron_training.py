@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from updcomp import neurons, quantize
+from updcomp import arrays, neurons, quantize
 from updcomp.layers import Layer
 from updcomp.methods import base, neuron_probes
 from updcomp.methods.base import Model
@@ -24,14 +24,13 @@ from updcomp.partition import KERNEL, Partition
 from updcomp.training import analysis, devices, loop, steps, tasks
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.compilation import measured
-from updcomp.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Training
+from updcomp.training.loop import Training
 from updcomp.training.optimizers import OptimizerFactory
 from updcomp.training.plans import Frozen, Named, Plan, as_trained, part_of, with_part
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import views
 from updcomp.wire.errors import BudgetError
-from updcomp.wire.kind import Block
 from updcomp.wire.kinds.columns import Columns
 from updcomp.wire.packet import Packet
 
@@ -88,12 +87,10 @@ class NeuronTraining:
         saved = Checkpoints(Path(task.checkpoints) / self._folder()) if task.checkpoints else None
         if saved and (found := saved.restore_latest(self._state())):
             self._restore(*found)
-        last_save = time.monotonic()
         while self._training.epoch < task.epochs:
             self._run_epoch()
-            if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
-                saved.save(self._training.epoch, self._state())
-                last_save = time.monotonic()
+            if saved:
+                saved.save_now_and_then(self._training.epoch, self._state())
         return Outcome(self._packet(), self._report(), self._full, tuple(self._partitions))
 
     def _run_epoch(self) -> None:
@@ -240,14 +237,16 @@ class NeuronTraining:
 
     def _packet(self) -> Packet:
         """The columns that changed, up to the best epoch."""
-        blocks: dict[str, Block] = {}
         best = self._training.state.best[0]
-        for name, view in self._views.items():
-            change = np.asarray(views.split(best[name] - self._start[name], view)[0])
+
+        def block(name: str) -> Columns:
+            change = arrays.to_host(views.split(best[name] - self._start[name], self._views[name])[0])
             columns = np.flatnonzero(change.any(axis=0))
-            if len(columns):
-                blocks[name] = Columns(columns, *quantize.to_integers(change[:, columns], self._options.bits), view)
-        return Packet(blocks)
+            values = quantize.to_integers(change[:, columns], self._options.bits)
+            return Columns(columns, *values, self._views[name])
+
+        changed = (name for name in self._views if (best[name] != self._start[name]).any())
+        return base.packet_of(self._model, {name: functools.partial(block, name) for name in changed})
 
     def _report(self) -> Spent:
         choosing, trained = zip(*self._seconds, strict=True) if self._seconds else ((math.nan,), (math.nan,))

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from updcomp import quantize
+from updcomp import arrays, quantize
 from updcomp.partition import Leaf
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.dense import Dense
@@ -50,21 +51,22 @@ def integers(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[np.ndarra
       int32 of the kernel's shape, or (n,) in C order where a mask chooses n of them; and the step.
     """
     found, step = _levels(old, new, fixed)
-    values = np.asarray(found).astype(np.int32)
-    return values if fixed.mask is None else values[np.asarray(fixed.mask)], float(step)
+    values = arrays.to_host(found).astype(np.int32)
+    return values if fixed.mask is None else values[arrays.to_host(fixed.mask)], float(step)
 
 
-def aux_block(old: np.ndarray, new: np.ndarray, bits: int) -> Block:
+def aux_block(before: ArrayLike, after: ArrayLike, bits: int) -> Block:
     """The block of one aux leaf's change; a leaf that is positive, as a variance is, stays positive.
 
     Args:
-      old: the deployed leaf.
-      new: the trained one.
+      before: the deployed leaf.
+      after: the trained one.
       bits: 4 and 8 are integers with a least-squares step, 16 is a float16 delta, `RAW` the leaf as it is.
 
     Returns:
       `Dense`, `Half` or `Raw`; also `Raw` where rounding would lose the sign or overflow, and `Exact` for integers.
     """
+    old, new = arrays.to_host(before), arrays.to_host(after)
     if not jnp.issubdtype(old.dtype, jnp.floating):
         return Exact(new.astype(old.dtype))
     if bits == RAW:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp import neurons
+from updcomp import arrays, neurons
 from updcomp.layers import Layer
 from updcomp.neurons import Choice, Cost, CostOf, Velocity
 
@@ -46,7 +46,7 @@ def _by_velocity(scene: Scene) -> Choice:
     """The first epoch, in which nothing has moved yet, is random."""
     if scene.velocity is None:
         return _random(scene)
-    scores = {name: np.abs(np.asarray(velocity.value)) for name, velocity in scene.velocity.items()}
+    scores = {name: np.abs(arrays.to_host(velocity.value)) for name, velocity in scene.velocity.items()}
     return neurons.choose(scene.layers, scores, scene.limits, scene.cost_of, ties=scene.generator)
 
 

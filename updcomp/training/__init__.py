@@ -2,8 +2,8 @@
 
 from updcomp.training.batches import Stream
 from updcomp.training.classification import classification
-from updcomp.training.devices import data_mesh
+from updcomp.training.devices import make_mesh
 from updcomp.training.objectives import Extra, Mean, Objective, make_score
 from updcomp.training.tasks import Epoch, Task
 
-__all__ = ["Epoch", "Extra", "Mean", "Objective", "Stream", "Task", "classification", "data_mesh", "make_score"]
+__all__ = ["Epoch", "Extra", "Mean", "Objective", "Stream", "Task", "classification", "make_mesh", "make_score"]

@@ -48,7 +48,7 @@ def _of_steps(what: str, training: Training, measure: Callable[[Callable[[Any], 
 
     def lowered(program_: Any) -> Any:
         portions = batches.epoch(
-            task.train, task.samples, task.batch_size, key=training.key, number=0, mesh=training.mesh
+            task.train, task.samples, task.batch_size, key=training.key, number=0, sharding=training.sharding
         )
         arguments = {"portion": next(portions), **loop.arguments_of(training)}
         # What is traced for another purpose must not be found in the cache of what runs.

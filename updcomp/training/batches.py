@@ -1,10 +1,12 @@
 """Where training batches come from: arrays on the devices, arrays or memory maps on the host, or an iterable."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from updcomp import trees
 from updcomp.training import devices
@@ -17,15 +19,22 @@ CHUNK_BYTES = 2**28  # of rows that come to the devices at once, where the host 
 class Portion(NamedTuple):
     """A part of an epoch, as arguments of the compiled steps: its shapes are the same in every epoch and round."""
 
-    data: PyTree  # arrays with a common leading axis, on the devices
-    order: np.ndarray  # int32 (steps, batch_size): the rows of each batch
+    data: (
+        PyTree  # on the devices: arrays with a common leading axis, or with two, (steps, batch_size), without an order
+    )
+    order: np.ndarray | None  # int32 (steps, batch_size): the rows of each batch; None: the data are batches
     steps: np.int32  # how many of these are taken
+
+    def batch(self, i: jax.Array) -> PyTree:
+        """The batch of a step."""
+        return jax.tree.map(lambda leaf: leaf[i if self.order is None else self.order[i]], self.data)
 
 
 class Stream:
     """Training data that come as batches, from grain, TFDS or a generator of one's own.
 
-    A training that continues from a checkpoint takes the batches that the iterable gives then.
+    A training that continues from a checkpoint takes the batches that the iterable gives then. Of several processes,
+    each gives its parts of every batch: those of `devices.parts_of(devices.batch_sharding(mesh))`.
 
     >>> stream = Stream(({"x": np.full(2, i)} for i in range(4)), steps=2)
     >>> [batch["x"].tolist() for batch in stream.take(2)], [batch["x"].tolist() for batch in stream.take(1)]
@@ -139,7 +148,7 @@ def place(train: PyTree | Stream, mesh: jax.sharding.Mesh | None) -> PyTree | St
     """Training data that are on devices, on those of the mesh; what the host holds, and a stream, as they are."""
     if isinstance(train, Stream) or any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(train)):
         return train
-    return devices.replicate(train, mesh)
+    return devices.place(train, mesh)
 
 
 def steps_per_epoch(train: PyTree | Stream, samples: np.ndarray | None, batch_size: int) -> int:
@@ -174,12 +183,12 @@ def epoch(
     *,
     key: jax.Array,
     number: int,
-    mesh: jax.sharding.Mesh | None,
+    sharding: NamedSharding | None,
 ) -> Iterator[Portion]:
     """One epoch of training data.
 
     One portion where the arrays are on devices. Rows on the host come chunk by chunk in the epoch's order, each
-    gathered while the devices still compute on the one before.
+    gathered while the devices still compute on the one before; a process gathers the rows of its own devices alone.
 
     Args:
       train: arrays or a `Stream`.
@@ -187,13 +196,13 @@ def epoch(
       batch_size: rows per step.
       key: decides the order.
       number: of the epoch, which has an order of its own.
-      mesh: where chunks from the host are placed.
+      sharding: of each batch, from `devices.batch_sharding`.
 
     Yields:
       `Portion`s.
     """
     if isinstance(train, Stream):
-        yield from _streamed(train, mesh)
+        yield from _streamed(train, sharding)
         return
     chosen = np.arange(rows(train)) if samples is None else np.asarray(samples)
     order = shuffled(key, number, chosen, batch_size)
@@ -207,8 +216,8 @@ def epoch(
     size = min(size, _steps_per_chunk(batch_size * sum(leaf[:1].nbytes for leaf in jax.tree.leaves(host))))
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        chunk = jax.tree.map(lambda leaf, part=part: _gather(leaf, part.ravel(), size * batch_size), host)
-        yield Portion(devices.replicate(chunk, mesh), _in_order(size, batch_size), np.int32(len(part)))
+        chunk = jax.tree.map(lambda leaf, part=part: _chunk(leaf, part, size, sharding), host)
+        yield Portion(chunk, None, np.int32(len(part)))
 
 
 def shuffled(key: jax.Array, number: int, samples: np.ndarray, batch_size: int) -> np.ndarray:
@@ -217,29 +226,53 @@ def shuffled(key: jax.Array, number: int, samples: np.ndarray, batch_size: int) 
     return np.resize(generator.permutation(samples), (-(-len(samples) // batch_size), batch_size))
 
 
-def _streamed(stream: Stream, mesh: jax.sharding.Mesh | None) -> Iterator[Portion]:
-    batch_size, leaves = rows(stream.example), jax.tree.leaves(stream.example)
-    size = min(stream.steps, _steps_per_chunk(sum(leaf.nbytes for leaf in leaves)))
+def _streamed(stream: Stream, sharding: NamedSharding | None) -> Iterator[Portion]:
+    size = min(stream.steps, _steps_per_chunk(sum(leaf.nbytes for leaf in jax.tree.leaves(stream.example))))
     for start in range(0, stream.steps, size):
         taken = stream.take(min(size, stream.steps - start))
         filled = [*taken, *[taken[-1]] * (size - len(taken))]  # never looked at, but shapes stay the same
-        chunk = jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled)
-        yield Portion(devices.replicate(chunk, mesh), _in_order(size, batch_size), np.int32(len(taken)))
+        chunk = jax.tree.map(lambda *leaves: _placed(np.stack(leaves), sharding), *filled)
+        yield Portion(chunk, None, np.int32(len(taken)))
 
 
-def _in_order(steps: int, batch_size: int) -> np.ndarray:
-    return np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
+def _placed(chunk: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """This process's parts of a chunk's batches, (steps, rows, ...), as an array on the devices."""
+    if sharding is None:
+        placed: jax.Array = devices.replicate(chunk, None)
+        return placed
+    chunk = chunk.astype(_dtype(chunk), copy=False)
+    return jax.make_array_from_process_local_data(_of_chunks(sharding), chunk)
+
+
+def _of_chunks(sharding: NamedSharding) -> NamedSharding:
+    """The sharding of arrays (steps, batch_size, ...)."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
 
 def _steps_per_chunk(batch_bytes: int) -> int:
     return max(1, CHUNK_BYTES // max(1, batch_bytes))
 
 
-def _gather(array: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
-    """These rows of an array, then zeros up to `size` rows."""
-    out = np.zeros((size, *array.shape[1:]), array.dtype)
-    np.take(array, chosen, axis=0, out=out[: len(chosen)], mode="clip")  # the default mode copies once more
-    return out
+def _chunk(array: np.ndarray, order: np.ndarray, size: int, sharding: NamedSharding | None) -> jax.Array:
+    """The rows of some batches, then zeros up to `size` batches, of which a process gathers its own devices' parts."""
+
+    def gathered(columns: slice) -> np.ndarray:
+        chosen = order[:, columns]
+        out = np.zeros((size, *chosen.shape[1:], *array.shape[1:]), array.dtype)
+        np.take(array, chosen, axis=0, out=out[: len(chosen)], mode="clip")  # the default mode copies once more
+        return out.astype(_dtype(array), copy=False)
+
+    if sharding is None:
+        placed: jax.Array = devices.replicate(gathered(slice(None)), None)
+        return placed
+    once = functools.cache(lambda start, stop: gathered(slice(start, stop)))  # devices may hold the same part
+
+    def part(place: tuple[slice, ...] | None) -> np.ndarray:
+        assert place is not None
+        return once(place[1].start, place[1].stop)
+
+    shape = (size, order.shape[1], *array.shape[1:])
+    return jax.make_array_from_callback(shape, _of_chunks(sharding), part)
 
 
 def _dtype(leaf: Any) -> Any:

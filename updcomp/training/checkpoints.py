@@ -1,24 +1,28 @@
 """Training states and models on disk, in Orbax folders: a kill at any moment leaves the last whole one."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from updcomp import arrays
+from updcomp.training import processes
 from updcomp.wire.errors import FileError
 
 PyTree = Any
+
+SECONDS_BETWEEN = 60.0  # states that are saved now and then
 
 _METADATA = "_METADATA"  # the file that Orbax puts beside the arrays of a tree
 
 
 class Checkpoints:
-    """The latest states of one training, in one folder.
+    """The latest states of one training, in one folder, which all processes see; each writes what its devices hold.
 
     A state is written under a temporary name and then renamed; older ones go only after that. Any pytree of arrays
     can be a state: optax's named tuples, PRNG keys, numbers and arrays without elements included.
@@ -40,6 +44,7 @@ class Checkpoints:
         """
         self._folder = Path(folder).absolute()
         self._keep = keep
+        self._last, self._has_saved = time.monotonic(), False
 
     def save(self, step: int, tree: PyTree) -> None:
         """Writes a state and waits until it is on disk.
@@ -57,6 +62,23 @@ class Checkpoints:
                 found = f"{self._folder}: expected a step above the saved {latest}, found {step}"
                 raise FileError(f"{found}; restore the saved state first, or use another folder")
             manager.save(step, args=ocp.args.StandardSave(_named(tree)), force=True)
+
+    def save_now_and_then(self, step: int, tree: PyTree, *, is_last: bool = False) -> None:
+        """Writes a state when the last one has become old; the last state of a training that has others as well.
+
+        Args:
+          step: as in `save`.
+          tree: as in `save`.
+          is_last: whether no other state follows.
+
+        Raises:
+          FileError: as `save`.
+        """
+        # What is computed from the last state is found again only from the very same, on other devices as well.
+        due = is_last and self._has_saved
+        if due or processes.from_first(lambda: time.monotonic() - self._last > SECONDS_BETWEEN):
+            self.save(step, tree)
+            self._last, self._has_saved = time.monotonic(), True
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
         """Reads the last whole state.
@@ -80,6 +102,7 @@ class Checkpoints:
             folder = self._folder / str(step) / "default"
             _check_same(folder, expected, ocp.PyTreeCheckpointHandler().metadata(folder).tree)
             saved = manager.restore(step, args=ocp.args.StandardRestore(expected))
+        self._has_saved = True
         return step, jax.tree_util.tree_map_with_path(lambda path, leaf: _from_saved(saved[_name(path)], leaf), like)
 
     @contextmanager
@@ -170,19 +193,15 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _to_saved(leaf: Any) -> Any:
     """The leaf as an array that Orbax takes: a PRNG key as its bits, one element in place of none."""
-    if _is_key(leaf):
+    if arrays.is_key(leaf):
         return jax.random.key_data(leaf)
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     return array if array.size else np.zeros(1, array.dtype)
 
 
 def _from_saved(saved: Any, like: Any) -> Any:
-    if _is_key(like):
+    if arrays.is_key(like):
         return jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like))
     return saved if np.size(like) else like

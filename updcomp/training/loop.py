@@ -25,8 +25,6 @@ from updcomp.trees import PyTree
 from updcomp.wire import fingerprint
 from updcomp.wire.errors import NonFiniteError
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
-
 
 class Fitted(NamedTuple):
     """What training gives."""
@@ -50,6 +48,7 @@ class Training(NamedTuple):
     rates: Rates
     key: jax.Array
     mesh: jax.sharding.Mesh | None
+    sharding: jax.sharding.NamedSharding | None  # of each batch
     steps_per_epoch: int
     state: State
     epoch: int  # epochs done
@@ -98,12 +97,10 @@ def fit(
     saved = Checkpoints(Path(task.checkpoints) / folder_of(training)) if task.checkpoints else None
     if saved and (found := saved.restore_latest(training.state)):
         training = training._replace(epoch=found[0], state=found[1])
-    last_save = time.monotonic()
     while training.epoch < task.epochs:
         training = run_epoch(training)
-        if saved and time.monotonic() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
-            saved.save(training.epoch, training.state)
-            last_save = time.monotonic()
+        if saved:
+            saved.save_now_and_then(training.epoch, training.state, is_last=training.epoch == task.epochs)
     return fitted(training)
 
 
@@ -127,8 +124,8 @@ def begin(
     state = devices.place(_start(plan, task, trainable, moved or {}, frozen, optimizer_state), mesh)
     rate = {name: jnp.float32((rates or {}).get(name, 1.0) * task.learning_rate) for name in trainable}
     scheduled = Rates(rate, jnp.float32(per_epoch * task.epochs))
-    key = devices.replicate(key, mesh)
-    training = Training(task, plan, frozen, masks, scheduled, key, mesh, per_epoch, state, 0, float("nan"))
+    key, sharding = devices.replicate(key, mesh), devices.batch_sharding(mesh, task.batch_axes)
+    training = Training(task, plan, frozen, masks, scheduled, key, mesh, sharding, per_epoch, state, 0, float("nan"))
     training = _validated(training)
     return training._replace(start_score=float(training.state.score))
 
@@ -144,7 +141,7 @@ def run_epoch(training: Training) -> Training:
     run = steps.compiled_steps(*program_of(training))
     state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
     for portion in batches.epoch(
-        task.train, task.samples, task.batch_size, key=training.key, number=training.epoch, mesh=training.mesh
+        task.train, task.samples, task.batch_size, key=training.key, number=training.epoch, sharding=training.sharding
     ):
         state.step.block_until_ready()  # so that at most two chunks are on the device
         state = run(state, portion=portion, **arguments_of(training))
@@ -164,7 +161,7 @@ def program_of(training: Training) -> tuple[Any, ...]:
     """What compiled steps belong to: the arguments of `steps.compiled_steps`."""
     task, placing = training.task, steps.placing_of(training.mesh, training.state)
     plan = training.plan._replace(name="")
-    return plan, task.objective, task.optimizer, task.schedule, training.mesh, task.microbatches, placing
+    return plan, task.objective, task.optimizer, task.schedule, training.sharding, task.microbatches, placing
 
 
 def arguments_of(training: Training) -> dict[str, Any]:
@@ -213,7 +210,7 @@ def folder_of(training: Training) -> str:
         state.moved,
         state.optimizer,
     )
-    for name, leaf in trees.to_model(start).items():
+    for name, leaf in trees.HostModel(start).items():
         digest.update(fingerprint.leaf_digest(name, leaf))
     return f"{plan.name}-{digest.hexdigest()[:12]}"
 
@@ -226,6 +223,7 @@ def _validated(training: Training) -> Training:
         plan._replace(name="", wrap=unwrapped, parts=None, partition=plan.partition._replace(chosen=frozenset())),
         task.objective,
         task.eval_batch_size,
+        training.sharding,
         steps.placing_of(training.mesh, scored),
     )
     frozen = training.frozen if plan.parts is None else Frozen(training.frozen.deployed, {})

@@ -137,7 +137,14 @@ def score_of(objective: Objective, variables: PyTree, batch: PyTree) -> Mean:
     return Mean(rows * _scalar("score", found), rows)
 
 
-def mean_score(objective: Objective, variables: PyTree, data: PyTree, *, batch_size: int = BATCH_SIZE) -> jax.Array:
+def mean_score(
+    objective: Objective,
+    variables: PyTree,
+    data: PyTree,
+    *,
+    batch_size: int = BATCH_SIZE,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
     """The score on data of any number of rows, for use inside a compiled function.
 
     The batches run in a loop, so that memory does not grow with the data. Nothing is padded: batches have the largest
@@ -148,14 +155,17 @@ def mean_score(objective: Objective, variables: PyTree, data: PyTree, *, batch_s
       variables: of the model.
       data: pytree of arrays with a common leading axis.
       batch_size: the largest number of rows at a time.
+      sharding: of each batch, where its parts divide the rows.
 
     Returns:
       float32 scalar; NaN where there are no rows.
     """
     rows = batches.rows(data)
     size = _even_size(rows, batch_size)
+    parts = devices.parts_of(sharding)[1]
 
     def add(mean: Mean, batch: PyTree) -> Mean:
+        batch = batch if batches.rows(batch) % parts else devices.shard_batch(batch, sharding)
         return Mean(*(old + new for old, new in zip(mean, score_of(objective, variables, batch), strict=True)))
 
     def body(i: jax.Array, mean: Mean) -> Mean:

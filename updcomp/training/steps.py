@@ -63,7 +63,7 @@ def compiled_steps(
     objective: Objective,
     factory: OptimizerFactory,
     schedule: Callable[[jax.Array], jax.Array],
-    mesh: jax.sharding.Mesh | None,
+    sharding: jax.sharding.NamedSharding | None,
     microbatches: int,
     placing: Any,
 ) -> Callable[..., State]:
@@ -90,8 +90,7 @@ def compiled_steps(
         rates: Rates,
         key: jax.Array,
     ) -> State:
-        rows = portion.order[i]
-        batch = devices.shard_batch(jax.tree.map(lambda leaf: leaf[rows], portion.data), mesh)
+        batch = devices.shard_batch(portion.batch(i), sharding)
         step_key = jax.random.fold_in(jax.random.fold_in(key, _LOSS), state.step)
         part = part_of(plan, state.trainable, frozen)
         (value, (moved, metrics)), gradients = gradient(part, state.trainable, state.moved, frozen, batch, step_key)
@@ -147,7 +146,13 @@ def _in_microbatches(gradient: Callable[..., Any], count: int) -> Callable[..., 
 
 
 @functools.lru_cache(maxsize=128)
-def compiled_validation(plan: Plan, objective: Objective, batch_size: int, placing: Any) -> Callable[..., State]:
+def compiled_validation(
+    plan: Plan,
+    objective: Objective,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding | None,
+    placing: Any,
+) -> Callable[..., State]:
     """The end of an epoch, as one compiled function that donates its state: checks the weights and keeps the best."""
 
     def validate(state: State, *, frozen: Frozen, validation: PyTree, epoch: jax.Array) -> State:
@@ -156,7 +161,7 @@ def compiled_validation(plan: Plan, objective: Objective, batch_size: int, placi
         finite = jnp.stack([jnp.array(True), *(jnp.isfinite(leaf).all() for leaf in leaves)])
         failed = (state.failed_step < 0) & ~finite.all()
         variables = variables_of(plan, state.trainable, state.moved, frozen)
-        score = objectives.mean_score(objective, variables, validation, batch_size=batch_size)
+        score = objectives.mean_score(objective, variables, validation, batch_size=batch_size, sharding=sharding)
         # Among epochs that are equally good the later one is better trained, but an epoch must beat the start.
         better = (score > state.best_score) | ((score == state.best_score) & (state.best_epoch > 0))
         current = (state.trainable, state.moved)

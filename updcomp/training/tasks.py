@@ -62,8 +62,10 @@ class Task(NamedTuple):
         `optimizers.cosine` or `optax.cosine_decay_schedule(1.0, 1)`. Keep one, as for `optimizer`.
       axes: regular expression of whole leaf paths -> a word per axis, `in`, `out` or `stack`: how kernels are read as
         matrices; see `partition.of`. A leaf without an axis of fan-in is no kernel: `{".*/bias": "stack out"}`.
-      mesh: splits every batch over its axis "data", as `devices.data_mesh()` makes it; default: the mesh of a sharded
-        model, whose leaves stay sharded as they are, or one device.
+      mesh: the devices, as `devices.make_mesh()` has them; default: those of a sharded model, whose leaves stay sharded
+        as they are, or one device.
+      batch_axes: the axes of the mesh that every batch is split over, such as `("data", "fsdp")`; default: "data", if
+        the mesh has that.
       eval_batch_size: the most rows at a time where the validation score is computed.
       checkpoints: folder of this one update, where long trainings save themselves to survive a kill. Training goes on
         from there for the same method, settings, model, key and `samples`; the data and functions are not compared.
@@ -82,6 +84,7 @@ class Task(NamedTuple):
     schedule: Callable[[jax.Array], jax.Array] = constant
     axes: Mapping[str, str] = MappingProxyType({})
     mesh: jax.sharding.Mesh | None = None
+    batch_axes: tuple[str, ...] | None = None
     eval_batch_size: int = BATCH_SIZE
     checkpoints: str | Path | None = None
     callback: Callable[[Epoch], None] | None = None
@@ -131,13 +134,26 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
             "validation: expected at least one row, found none; without it no epoch and no update can be chosen"
         )
     batches.steps_per_epoch(task.train, task.samples, task.batch_size)
-    if task.mesh and devices.AXIS not in task.mesh.axis_names:
-        expected = f"expected one with an axis {devices.AXIS!r}, as updcomp.training.data_mesh() makes it"
-        raise Error(f"mesh: {expected}, found {task.mesh.axis_names}; a sharded model needs no mesh here")
-    size = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
-    parts = mesh.shape.get(devices.AXIS, 1) if mesh else 1
+    _check_batch(task, mesh)
+
+
+def _check_batch(task: Task, mesh: jax.sharding.Mesh | None) -> None:
+    """Checks that a batch can be split as it is to be."""
+    names = mesh.axis_names if mesh else ()
+    if task.batch_axes is not None and (unknown := [name for name in task.batch_axes if name not in names]):
+        raise Error(f"batch_axes: expected some of the mesh's axes, {names}, found {unknown[0]!r}")
+    if task.mesh and task.batch_axes is None and devices.DATA not in names:
+        expected = f"expected one with an axis {devices.DATA!r}, as updcomp.training.make_mesh() makes it"
+        raise Error(f"mesh: {expected}, found {names}; say Task(batch_axes=...) for axes of other names")
+    sharding = devices.batch_sharding(mesh, task.batch_axes)
+    here, parts = devices.parts_of(sharding)
+    size = task.batch_size
+    if isinstance(task.train, Stream):  # each process gives its own rows
+        size = batches.rows(task.train.example) * parts // len(here)
     if size % parts:
-        raise Error(f"batch_size: expected a multiple of {parts} (the mesh's axis {devices.AXIS!r}), found {size}")
+        raise Error(
+            f"batch_size: expected a multiple of {parts} (the parts that the mesh splits it into), found {size}"
+        )
     if size // parts % task.microbatches:
         found = f"found {task.microbatches} for {size // parts} rows"
         raise Error(f"microbatches: expected a divisor of the rows of a batch on each device, {found}")

@@ -1,5 +1,7 @@
 """Old model + packet -> new model, to the same bits on every machine."""
 
+from collections.abc import Collection
+
 from updcomp.wire import dtypes, errors, packet, versions
 from updcomp.wire.kind import Block
 
@@ -45,11 +47,21 @@ def check(sent: packet.Packet, model: dtypes.Model) -> None:
     Raises:
       LeafError, DtypeError: as `apply`.
     """
+    check_names(sent, model)
     for name, block in sent.blocks.items():
-        if name not in model:
-            raise errors.LeafError(f"leaf {name!r}: expected one of {sorted(model)}, found no such leaf in the model")
         with errors.of_leaf(name):
             versions.kind_of(block).check(block, dtypes.hold(model[name]))
+
+
+def check_names(sent: packet.Packet, names: Collection[str]) -> None:
+    """Checks that every block has a leaf.
+
+    Raises:
+      LeafError: it has none.
+    """
+    for name in sent.blocks:
+        if name not in names:
+            raise errors.LeafError(f"leaf {name!r}: expected one of {sorted(names)}, found no such leaf in the model")
 
 
 def leaf_indices(model: dtypes.Model) -> dict[str, int]:

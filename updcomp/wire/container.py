@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from updcomp.wire import apply as apply_
-from updcomp.wire import decoding, dtypes, errors, fingerprint, header, packet, rans, streams, versions
+from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet
 from updcomp.wire import metadata as metadata_
-from updcomp.wire.kind import Block, Head
-from updcomp.wire.kinds import raw
 
 Texts = Mapping[str, str]
 """The metadata of a model file."""
@@ -39,51 +37,15 @@ def encode(
     """
     if not 0 <= sent.seed < 1 << 32:
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
-    sent, specs = packet.held(sent), dtypes.specs(base)
-    apply_.check(sent, base)
-    # No coding of these blocks is cheaper to decode than one of the most lanes: what that is too dear for is not begun.
-    empty = header.Parts(versions.NEWEST, b"", b"", sent.seed, _heads(sent, base), b"", b"", rans.MAX_LANES, b"")
-    decoding.account(empty, 0, specs, budget)
-    new = apply_.apply(sent, base)
-    base_digests = fingerprint.of_leaves(base)
-    digests = base_digests | fingerprint.of_leaves({name: new[name] for name in sent.blocks})
-    changing = {name: block for name, block in sent.blocks.items() if digests[name] != base_digests[name]}
-    changing, (raw_section, extra, lanes, coded) = _written(changing, base)
-    heads = _without_default_views(_heads(sent._replace(blocks=changing), base), specs)
-    change = None if metadata is None else metadata_.change(*metadata)
-    prints = fingerprint.of_digests(base_digests), fingerprint.of_digests(digests)
-    parts = header.Parts(versions.NEWEST, *prints, sent.seed, heads, raw_section, extra, lanes, coded, change)
+    specs = dtypes.specs(base)
+    apply_.check_names(sent, specs)
+    written = encoding.Blocks(sent, specs, budget)
+    for name in specs:
+        written.take(name, dtypes.hold(base[name]))
+    parts = written.parts(None if metadata is None else metadata_.change(*metadata))
     update = header.pack(parts)
     decoding.account(parts, len(update), specs, budget)
     return update
-
-
-def _heads(sent: packet.Packet, base: dtypes.Model) -> list[Head]:
-    """The headers of the blocks, in leaf order."""
-    blocks = ((name, index) for name, index in apply_.leaf_indices(base).items() if name in sent.blocks)
-    return [
-        versions.kind_of(sent.blocks[name]).head(sent.blocks[name], dtypes.hold(base[name]))._replace(leaf=index)
-        for name, index in blocks
-    ]
-
-
-def _written(blocks: dict[str, Block], base: dtypes.Model) -> tuple[dict[str, Block], tuple[bytes, bytes, int, bytes]]:
-    """The blocks, those raw that code no smaller, and their sections."""
-    writer, written = streams.Writer(), dict[str, Block]()
-    for name in sorted(blocks):
-        old, block = dtypes.hold(base[name]), blocks[name]
-        if not versions.kind_of(block).write(block, old, writer):
-            block = raw.Raw(*block)
-            raw.KIND.write(block, old, writer)
-        written[name] = block
-    return written, writer.finish()
-
-
-def _without_default_views(heads: list[Head], specs: Mapping[str, dtypes.Spec]) -> list[Head]:
-    """The headers, without views where all of them are the default one."""
-    if decoding.have_default_views(heads, specs):
-        return [head._replace(view=None) for head in heads]
-    return heads
 
 
 def decode(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> packet.Packet:
@@ -149,13 +111,29 @@ def apply_to_any(update: bytes, bases: Iterable[dtypes.Model], *, budget: float 
         digests = fingerprint.of_leaves(base)
         found.append(fingerprint.of_digests(digests))
         if found[-1] == expected:
-            new = dict(_new_leaves(update, base, digests, budget))
-            return {name: new[name] for name in base}
+            return {**base, **dict(_new_leaves(update, base, digests, budget))}
     raise _wrong_base(expected, found)
 
 
+def changed_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
+    """The leaves that an update changes, one at a time, of a base that stays as it is meanwhile.
+
+    Args:
+      update: the file's bytes.
+      base: leaf name -> array, such as a lazy model whose leaves are on devices.
+      budget: as in `apply_update`.
+
+    Yields:
+      (name, new leaf), in sorted name order; verified when the iterator has ended.
+
+    Raises:
+      CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
+    """
+    yield from _new_leaves(update, base, _base_digests(update, base), budget)
+
+
 def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
-    """The leaves of the new model, one at a time, for models that are larger than the memory.
+    """The leaves of the new model, one at a time, for models in files, which may be larger than the memory.
 
     Each leaf of the base is read twice: once for the fingerprint, before anything else, and once for its new self.
 
@@ -171,10 +149,7 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
     Raises:
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
-    header.fingerprints(update)  # refuses damage before the base is read
-    digests = fingerprint.of_leaves(base)
-    check_base(update, [fingerprint.of_digests(digests)])
-    yield from _new_leaves(update, base, digests, budget, read_twice=True)
+    yield from _new_leaves(update, base, _base_digests(update, base), budget, all_leaves=True)
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -226,13 +201,31 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
         raise _wrong_base(expected, known)
 
 
+def _base_digests(update: bytes, base: dtypes.Model) -> dict[str, bytes]:
+    """The digests of the base's leaves, that being the one that the update starts from."""
+    header.fingerprints(update)  # refuses damage before the base is read
+    digests = fingerprint.of_leaves(base)
+    check_base(update, [fingerprint.of_digests(digests)])
+    return digests
+
+
 def _new_leaves(
-    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float, *, read_twice: bool = False
+    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float, *, all_leaves: bool = False
 ) -> Iterator[tuple[str, dtypes.Array]]:
-    """As `apply_leaves`, the base being the right one and these its digests; what is read again is hashed again."""
+    """The leaves that change, or all of them; what is read again is hashed again.
+
+    Args:
+      update: the file's bytes.
+      base: the right one.
+      digests: of its leaves.
+      budget: as in `apply_update`.
+      all_leaves: whether those are given as well that the update keeps.
+    """
     parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
     blocks = decoding.Blocks(parts, len(update), specs, budget)
     for index, name in enumerate(specs):
+        if name not in blocks.names and not all_leaves:
+            continue
         leaf = base[name]
         if name in blocks.names:
             old = dtypes.hold(leaf)
@@ -240,8 +233,7 @@ def _new_leaves(
             with errors.of_leaf(name):
                 leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
             del old, block
-        if read_twice or name in blocks.names:
-            changed.add(name, leaf)
+        changed.add(name, leaf)
         yield name, leaf
     blocks.finish()
     if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:

@@ -6,6 +6,7 @@ device runs. A leaf without a block stays as it is. A block's view says how its 
 (fan_in, fan_out), one or a stack of them; by default the last axis is fan_out and the others are flattened.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,33 @@ from updcomp.wire.kind import Block
 class Packet(NamedTuple):
     """An update as blocks by leaf name."""
 
-    blocks: dict[str, Block]  # leaf name -> block of one of `updcomp.wire.kinds`; leaves without one are kept
+    blocks: Mapping[str, Block]  # leaf name -> block of one of `updcomp.wire.kinds`; leaves without one are kept
     seed: int = 0  # uint32; seeds the positions of `Seeded` blocks and the random start of `basis.of`
+
+
+class LazyBlocks(Mapping[str, Block]):
+    """Blocks that are made whenever they are asked for, and not kept: of models that are larger than the host's memory.
+
+    >>> LazyBlocks({"w": lambda: (1, 2)})["w"]
+    (1, 2)
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Block]]) -> None:
+        """Makes nothing yet.
+
+        Args:
+          makers: leaf name -> function that makes its block, the same at every call.
+        """
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Block:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def held(packet: Packet) -> Packet:
@@ -60,5 +86,5 @@ def plain_bytes(packet: Packet) -> int:
     >>> plain_bytes(Packet({"w": Sparse(np.array([3, 8]), np.array([1, -1], np.int32), 0.5)}))
     16
     """
-    fields = (field for block in held(packet).blocks.values() for field in block)
-    return sum(4 * field.size for field in fields if isinstance(field, np.ndarray))
+    held_blocks = (versions.kind_of(block).hold(block) for block in packet.blocks.values())
+    return sum(4 * field.size for block in held_blocks for field in block if isinstance(field, np.ndarray))

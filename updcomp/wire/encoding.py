@@ -1,0 +1,84 @@
+"""The blocks of an update, checked, applied and coded one after another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from updcomp.wire import costs, decoding, dtypes, errors, fingerprint, header, metadata, packet, rans, streams, versions
+from updcomp.wire.kind import Block, Head
+from updcomp.wire.kinds import raw
+
+
+class Blocks:
+    """The blocks of an update in the making; leaves are taken one after another, so that no two are needed at once."""
+
+    def __init__(self, sent: packet.Packet, specs: Mapping[str, dtypes.Spec], budget: float) -> None:
+        """Without leaves.
+
+        Args:
+          sent: the packet.
+          specs: of the model's leaves, in sorted name order.
+          budget: factor of `costs.allowed`.
+        """
+        self._sent, self._specs, self._budget = sent, specs, budget
+        self._indices = {name: index for index, name in enumerate(specs)}
+        self._charged = costs.Account(specs, 0, budget)
+        self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
+        self._writer, self._heads = streams.Writer(), list[Head]()
+
+    def take(self, name: str, old: dtypes.Array) -> None:
+        """The next held leaf of the base, and what the packet makes of it."""
+        self._before.add(name, old)
+        if name not in self._sent.blocks:
+            return
+        block, head = self._block(name, old)
+        with errors.of_leaf(name):
+            cost = head.kind.cost(head, self._specs[name], rans.MAX_LANES)
+        try:
+            # No coding of a block is cheaper to decode than one of the most lanes: what that is too dear for ends here.
+            self._charged.charge(cost)
+        except errors.CostError:
+            self._refuse()
+        with errors.of_leaf(name):
+            new = head.kind.apply(block, old, self._sent.seed, head.leaf)
+        if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
+            return
+        self._after.add(name, new)
+        if not head.kind.write(block, old, self._writer):
+            block = raw.Raw(*block)
+            raw.KIND.write(block, old, self._writer)
+            head = raw.KIND.head(block, old)._replace(leaf=head.leaf)
+        self._heads.append(head)
+
+    def parts(self, change: metadata.Change | None) -> header.Parts:
+        """The update's parts, once all leaves are taken."""
+        before = self._before.finish()
+        prints = fingerprint.of_digests(before), fingerprint.of_digests(before | self._after.finish())
+        heads, (raw_section, extra, lanes, coded) = (
+            _without_default_views(self._heads, self._specs),
+            self._writer.finish(),
+        )
+        return header.Parts(versions.NEWEST, *prints, self._sent.seed, heads, raw_section, extra, lanes, coded, change)
+
+    def _block(self, name: str, old: dtypes.Array) -> tuple[Block, Head]:
+        """A leaf's block, which fits it, and the header of that."""
+        with errors.of_leaf(name):
+            block = self._sent.blocks[name]
+            kind = versions.kind_of(block)
+            held = kind.hold(block)
+            kind.check(held, old)
+            return held, kind.head(held, old)._replace(leaf=self._indices[name])
+
+    def _refuse(self) -> None:
+        """Raises an error that says the cost of all blocks."""
+        sent = ((name, spec) for name, spec in self._specs.items() if name in self._sent.blocks)
+        heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
+        parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
+        decoding.account(parts, 0, self._specs, self._budget)
+
+
+def _without_default_views(heads: list[Head], specs: Mapping[str, dtypes.Spec]) -> list[Head]:
+    """The headers, without views where all of them are the default one."""
+    if decoding.have_default_views(heads, specs):
+        return [head._replace(view=None) for head in heads]
+    return heads
