@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from experiments import comparison_report, images, runs
 from experiments.config import command
 from experiments.results import Results, Row
@@ -70,15 +68,17 @@ def run(
     world_of = worlds(config)
     world = world_of(0)
     results.claim()
-    with tqdm(total=config.seeds * len(chosen.cells), unit="update", dynamic_ncols=True) as progress, runs.quiet():
+    with runs.progress_bar(config.seeds * len(chosen.cells), "update") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
             _compare(run, chosen.cells, progress)
     rows = results.rows
     shown = command(experiment, _of_rows(config, results, rows, chosen, defaults), workdir)
-    print(comparison_report.write(workdir, rows, world.score, command=shown, title=world.title))
-    print(f"\nReport, plot, rows and update files: {workdir}")
+    runs.publish(
+        workdir,
+        lambda: comparison_report.write(workdir, rows, world.score, command=shown, title=world.title),
+    )
     return rows
 
 

@@ -17,6 +17,7 @@ from updcomp.wire.errors import Error
 
 ConfigT = TypeVar("ConfigT")
 
+GENERAL = ("experiment", "workdir", "multihost", "coordinator_address", "num_processes", "process_id")
 PRESETS = Path(__file__).parent / "presets"
 _KINDS: dict[Any, str] = {
     int: "integer",
@@ -73,6 +74,10 @@ def define() -> flags.FlagValues:
     values = flags.FlagValues()  # type: ignore[no-untyped-call]
     flags.DEFINE_string("experiment", "quickstart", "which experiment to run", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder for results", flag_values=values)
+    flags.DEFINE_bool("multihost", False, "run as one of several processes", flag_values=values)
+    flags.DEFINE_string("coordinator_address", None, "host:port of the first process", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "of this process, from 0", flag_values=values)
     for flag in (flag for section in sections().values() for flag in section):
         name, kind = flag.field.name, _KINDS[flag.field.type]
         if name not in values:
@@ -99,7 +104,7 @@ def configure(config: type[ConfigT], experiment: str, values: flags.FlagValues) 
     given: dict[str, Any] = {}
     for name in values:
         value = values[name].value
-        if value is None or name in ("experiment", "workdir"):
+        if value is None or name in GENERAL:
             continue
         if name not in names:
             expected = ", ".join(f"--{known}" for known in names if known in values)
@@ -110,6 +115,7 @@ def configure(config: type[ConfigT], experiment: str, values: flags.FlagValues) 
 
 def help_text() -> str:
     """What --help prints: how to start, the experiments, the presets, and every flag with its defaults."""
+    values = define()
     lines = ["updcomp: the smallest update that turns the deployed model into the new one.", ""]
     lines += ["  python run.py [--experiment=NAME] [--workdir=FOLDER] [--flagfile=PRESET] [flags]", "", "Experiments:"]
     lines += [_entry(name, text) for name, text in EXPERIMENTS.items()]
@@ -118,6 +124,11 @@ def help_text() -> str:
     lines += ["", "General:", _entry("--experiment", "which experiment to run; default quickstart")]
     lines += [_entry("--workdir", "folder for results; default runs/EXPERIMENT; a second start there continues")]
     lines += [_entry("--flagfile", "a file with one flag per line, such as a preset")]
+    lines += [_entry("--multihost", "run as one of several processes, which share --workdir; see docs/machines.md")]
+    lines += [
+        _entry(f"--{name}", f"with --multihost: {values[name].help}; not needed on Cloud TPU, Slurm and Open MPI")
+        for name in ("coordinator_address", "num_processes", "process_id")
+    ]
     for owner, own in sections().items():
         readers = dict.fromkeys(name for flag in own for name in flag.defaults)
         lines += ["", f"{inspect.getdoc(owner).splitlines()[0].rstrip('.')} ({', '.join(readers)}):"]  # type: ignore[union-attr]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from experiments import images, neurons_arms, neurons_report, runs, settings, specs
 from experiments.config import anything, command, one_of, setting
@@ -179,7 +178,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
     world = world_of(0)
     results.claim()
     total = sum(map(len, wanted)) + (config.seeds - 1) * len(wanted)
-    with tqdm(total=total, unit="update", dynamic_ncols=True) as progress, runs.quiet():
+    with runs.progress_bar(total, "update") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             _compare(
@@ -187,8 +186,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
             )
     rows = results.rows
     shown = command("neurons", _of_rows(config, rows), workdir)
-    print(neurons_report.write(workdir, rows, command=shown, title=world.title))
-    print(f"\nReport, plot, rows and update files: {workdir}")
+    runs.publish(workdir, lambda: neurons_report.write(workdir, rows, command=shown, title=world.title))
     return rows
 
 

@@ -15,6 +15,7 @@ from experiments import specs
 from experiments.config import described, unchanged
 from experiments.specs import Setting
 from updcomp.edge import files
+from updcomp.training import processes
 from updcomp.wire.errors import Error
 
 
@@ -58,7 +59,7 @@ class Row(NamedTuple):
 
 
 class Results:
-    """The rows in a working folder."""
+    """The rows in a working folder; of several processes the first one reads and writes it, and tells the others."""
 
     def __init__(self, workdir: Path, experiment: str, config: Any) -> None:
         """Checks that the folder is not in use with other settings; writes nothing.
@@ -73,7 +74,7 @@ class Results:
         """
         self.workdir, self.experiment, self._config = workdir, experiment, config
         self._path, self._settings_path = workdir / "results.jsonl", workdir / "config.json"
-        self._check()
+        processes.from_first(self._check)
 
     def claim(self) -> None:
         """Makes the folder and writes the settings; from here on, it is theirs.
@@ -83,6 +84,9 @@ class Results:
         Raises:
           Error: the folder cannot be made, or another process was faster, with other settings.
         """
+        processes.from_first(self._claim)
+
+    def _claim(self) -> None:
         try:
             for name in ("device", "updates"):
                 (self.workdir / name).mkdir(parents=True, exist_ok=True)
@@ -96,6 +100,9 @@ class Results:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the latest start; those that it was not given are of the one before."""
+        return processes.from_first(self._read_settings)
+
+    def _read_settings(self) -> dict[str, Any]:
         if not self._settings_path.exists():
             return {}
         try:
@@ -110,7 +117,7 @@ class Results:
 
     def _check(self) -> dict[str, Any]:
         """The settings that are there, which must go together with these."""
-        before, now = self.settings, self._now()
+        before, now = self._read_settings(), self._now()
         for name in sorted(before.keys() | now.keys()) if before else ():
             later = described(type(self._config), name).get("later", unchanged)
             if not later(before.get(name), now.get(name)):
@@ -122,7 +129,7 @@ class Results:
     @property
     def rows(self) -> list[Row]:
         """All rows so far, those of other processes in this folder included."""
-        return read(self._path)
+        return processes.from_first(lambda: read(self._path))
 
     def find(self, identity: Identity) -> Row | None:
         """The row of an update that is done already.
@@ -140,6 +147,9 @@ class Results:
 
     def append(self, row: Row) -> None:
         """Adds a row, on disk before it returns, and writes `results.csv` anew."""
+        processes.from_first(lambda: self._append(row))
+
+    def _append(self, row: Row) -> None:
         with self._path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -147,7 +157,7 @@ class Results:
             file.write(json.dumps({**row.identity._asdict(), **row.metrics}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-            files.write_bytes(self.workdir / "results.csv", to_csv(self.rows).encode())
+            files.write_bytes(self.workdir / "results.csv", to_csv(read(self._path)).encode())
 
 
 def read(path: Path) -> list[Row]:

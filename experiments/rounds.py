@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from experiments import images, rounds_report, runs
 from experiments.config import above_zero, anything, at_least, command, one_of, setting
@@ -24,7 +23,7 @@ from experiments.trainings import TrainingConfig, check_rows, task_of
 from experiments.worlds import World, Worlds
 from updcomp import methods, partition, protocol, trees
 from updcomp.methods import Method
-from updcomp.training import data, devices
+from updcomp.training import data, devices, processes
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
@@ -135,7 +134,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
     total = config.seeds * len(config.methods) * config.rounds
     world = world_of(0)
     results.claim()
-    with tqdm(total=total, unit="round", dynamic_ncols=True) as progress, runs.quiet():
+    with runs.progress_bar(total, "round") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
@@ -146,8 +145,8 @@ def run(config: Config, workdir: Path) -> list[Row]:
                     progress.set_description(f"seed {seed} {name} round {number}")
                     progress.update()
     rows = results.rows
-    print(rounds_report.write(workdir, rows, command=command("rounds", _of_rows(config, rows), workdir)))
-    print(f"\nReport, plot, rows and update files: {workdir}")
+    shown = command("rounds", _of_rows(config, rows), workdir)
+    runs.publish(workdir, lambda: rounds_report.write(workdir, rows, command=shown))
     return rows
 
 
@@ -189,7 +188,7 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
     if len(rows) >= len(stages):
         return
     init_key, key = jax.random.split(jax.random.key(run.seed))
-    init = devices.replicate(run.world.init(init_key), run.world.task.mesh)
+    init = devices.split(run.world.init(init_key), run.world.task.mesh)
     start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, name)
     # Another machine may make other weights of the seed; the update files start from these.
     first = protocol.load(path, start) if rows else protocol.save(start, path)
@@ -208,7 +207,7 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
             samples=len(stages[number].samples),
             restart=stages[number].restart and result.sent,
         )
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        processes.from_first(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
         before = run.after(row)
         yield number
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from tqdm import tqdm
+
 from experiments.results import Identity, Results, Row
 from experiments.specs import Setting
 from experiments.worlds import World, keys_of
 from updcomp import methods, protocol, trees
 from updcomp.methods import Method
-from updcomp.training import batches, devices
+from updcomp.training import batches, devices, processes
 from updcomp.training.batches import Stream
 from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree
@@ -89,8 +91,12 @@ class Run(NamedTuple):
             )
             samples = samples_of(self.world.task)
             self.record(identity, done, before, reference=reference, samples=samples, extra=extra())
-        new.unlink(missing_ok=True)
-        shutil.rmtree(trainings, ignore_errors=True)
+
+        def clean() -> None:
+            new.unlink(missing_ok=True)
+            shutil.rmtree(trainings, ignore_errors=True)
+
+        processes.from_first(clean)
 
     def record(
         self,
@@ -144,15 +150,17 @@ class Run(NamedTuple):
         """The model that the device holds: trained once on the world before, and kept as the device's file."""
         world, keys = self.world, keys_of(self.seed)
         path = self.results.workdir / "device" / f"deployed-seed{self.seed}.safetensors"
-        init = devices.replicate(world.init(keys.init), world.task.mesh)
+        init = devices.split(world.init(keys.init), world.task.mesh)
         with alone(path.with_suffix(".lock"), wait=True):
-            if path.exists() or world.before is None:
-                return protocol.load(path, init) if path.exists() else protocol.save(init, path)
+            if processes.from_first(path.exists):
+                return protocol.load(path, init)
+            if world.before is None:
+                return protocol.save(init, path)
             trainings = self.results.workdir / "checkpoints" / path.stem
             packet = methods.full()(keys.pretrain, init, world.before._replace(checkpoints=trainings))
-            model = apply.apply(packet, trees.to_model(init))
-            copy = protocol.save(trees.from_model(model, init), path)
-            shutil.rmtree(trainings, ignore_errors=True)
+            model = trees.HostModel(init)
+            copy = protocol.save(trees.with_leaves(init, apply.changed_leaves(packet, model)), path)
+            processes.from_first(lambda: shutil.rmtree(trainings, ignore_errors=True))
         return copy
 
 
@@ -172,7 +180,7 @@ def file_name(identity: Identity) -> str:
 
 @contextlib.contextmanager
 def alone(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds a lock file, so that no other process does the same.
+    """Holds a lock file, so that no other run does the same; the first process holds it for all of its run.
 
     Args:
       path: of the file.
@@ -181,13 +189,17 @@ def alone(path: Path, *, wait: bool) -> Iterator[bool]:
     Yields:
       Whether the lock is held; always where it waits.
     """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> bool:
+            file = stack.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            return True
+
+        yield processes.from_first(lock)
 
 
 def shared(work: Sequence[Work], lock_of: Callable[[Work], Path]) -> Iterator[Work]:
@@ -220,6 +232,23 @@ def with_progress(task: Task, progress: Any) -> Task:
         progress.set_postfix_str(text, refresh=epoch.seconds > 1)
 
     return task._replace(callback=show)
+
+
+def progress_bar(total: int, unit: str) -> Any:
+    """A bar that the first process shows."""
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=not processes.is_first())
+
+
+def publish(workdir: Path, write: Callable[[], str]) -> None:
+    """Writes and prints a report, in the first process.
+
+    Args:
+      workdir: where it is written.
+      write: writes it, and gives its text.
+    """
+    text = processes.from_first(write)
+    if processes.is_first():
+        print(f"{text}\n\nReport, plot, rows and update files: {workdir}")
 
 
 @contextlib.contextmanager

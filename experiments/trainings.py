@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.config import Settings, one_of, setting
+from experiments.config import Settings, anything, one_of, setting
 from updcomp.training import devices
 from updcomp.training.batches import Stream
 from updcomp.training.objectives import Objective
@@ -43,7 +43,10 @@ class TrainingConfig(Settings):
     learning_rate: float = setting(1e-3, "at the start of each training; methods multiply it")
     epochs: int = setting(20, "epochs of each training of an update")
     batch_size: int = setting(128, "samples per step")
-    devices: int = setting(1, "devices that every batch is split over")
+    devices: int = setting(1, "devices that train together; with --multihost always all of them", later=anything)
+    model_axis: int = setting(
+        1, "of these, devices that the model is split over; every batch is split over the others", later=anything
+    )
 
     def __post_init__(self) -> None:
         """Checks the fields, and that there are so many devices.
@@ -52,10 +55,20 @@ class TrainingConfig(Settings):
           Error: a value does not fit.
         """
         super().__post_init__()
-        there = len(jax.devices())
-        if self.devices > there or self.batch_size % self.devices:
-            expected = f"at most {there} (those that jax sees) and a divisor of --batch_size={self.batch_size}"
-            raise Error(f"--devices: expected {expected}, found {self.devices}")
+        there = jax.device_count()
+        if self.devices > there:
+            raise Error(f"--devices: expected at most {there}, those that jax sees, found {self.devices}")
+        count = self.device_count
+        if count % self.model_axis:
+            raise Error(f"--model_axis: expected a divisor of the {count} devices, found {self.model_axis}")
+        if self.batch_size % (parts := count // self.model_axis):
+            found = f"expected a multiple of {parts}, the parts that {count} devices split it into"
+            raise Error(f"--batch_size: {found}, found {self.batch_size}; change it, --devices or --model_axis")
+
+    @property
+    def device_count(self) -> int:
+        """How many devices train together."""
+        return self.devices if jax.process_count() == 1 else jax.device_count()
 
 
 def check_rows(flag: str, rows: int, batch_size: int) -> None:
@@ -82,8 +95,10 @@ def task_of(config: TrainingConfig, objective: Objective, train: PyTree | Stream
     Returns:
       A `Task` without checkpoints.
     """
-    mesh = devices.make_mesh(jax.devices()[: config.devices]) if config.devices > 1 else None
+    count = config.device_count
+    mesh = devices.make_mesh(jax.devices()[:count], model=config.model_axis) if count > 1 else None
     streamed = isinstance(train, Stream) or any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(train))
+    streamed |= jax.process_count() > 1  # then each reads the rows of its own devices
     return Task(
         objective=objective,
         train=train if streamed else devices.replicate(train, mesh),

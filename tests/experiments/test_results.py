@@ -83,7 +83,6 @@ found.claim()
 for rank in range(20):
     identity = Identity("compare", "digits", "mlp", {}, "low_rank", {"rank": rank}, int(sys.argv[2]), 0)
     found.append(Row(identity, {"accuracy": 0.5}))
-assert "jax" not in sys.modules
 """
 
 

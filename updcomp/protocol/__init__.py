@@ -1,7 +1,7 @@
 """Rounds: the server makes an update, its bytes go to a device of its own process, and come back as a model."""
 
 from updcomp.protocol.device import Copy, Device, device_process, load, save
-from updcomp.protocol.rounds import NothingSentWarning, Round, Stage, deliver, run_round, run_rounds
+from updcomp.protocol.rounds import NothingSentWarning, Round, Stage, deliver, replay, run_round, run_rounds
 
 __all__ = [
     "Copy",
@@ -12,6 +12,7 @@ __all__ = [
     "deliver",
     "device_process",
     "load",
+    "replay",
     "run_round",
     "run_rounds",
     "save",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from updcomp import trees
 from updcomp.edge import files
+from updcomp.training import processes
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
@@ -46,7 +47,7 @@ def device_process(base: Path, update: Path, new: Path) -> None:
 
 
 def save(variables: PyTree, path: str | Path) -> Copy:
-    """Writes a pytree as the model file of a device.
+    """Writes a pytree as the model file of a device, a leaf at a time.
 
     Args:
       variables: any pytree of arrays.
@@ -55,7 +56,9 @@ def save(variables: PyTree, path: str | Path) -> Copy:
     Returns:
       Both as a `Copy`.
     """
-    files.write_model(Path(path), trees.to_model(variables))
+    model = trees.HostModel(variables)
+    leaves = ((name, model[name]) for name in model)
+    processes.write_together(leaves, lambda leaves: files.write_leaves(Path(path), model.specs, leaves))
     return Copy(variables, Path(path))
 
 
@@ -72,4 +75,5 @@ def load(path: str | Path, like: PyTree) -> Copy:
     Raises:
       Error: the file cannot be read, or holds another model.
     """
-    return Copy(trees.from_model(files.read_model(Path(path)).model, like), Path(path))
+    with files.open_model(Path(path)) as (model, _):
+        return Copy(trees.from_model(model, like), Path(path))

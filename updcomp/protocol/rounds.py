@@ -4,23 +4,24 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from updcomp import trees
+from updcomp import api, trees
 from updcomp.edge import files
 from updcomp.methods import Method
-from updcomp.protocol.device import Copy, Device, device_process, save
-from updcomp.training import devices
+from updcomp.protocol.device import Copy, Device, device_process, load, save
+from updcomp.training import devices, processes
 from updcomp.training.compilation import measured
 from updcomp.training.objectives import Objective, mean_score
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import apply, container
+from updcomp.wire.errors import WrongBaseError
 from updcomp.wire.packet import Packet, plain_bytes
 
 
@@ -73,8 +74,10 @@ class NothingSentWarning(UserWarning):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_score(objective: Objective, batch_size: int) -> Callable[[PyTree, PyTree], jax.Array]:
-    return jax.jit(functools.partial(mean_score, objective, batch_size=batch_size))
+def _compiled_score(
+    objective: Objective, batch_size: int, sharding: jax.sharding.NamedSharding | None
+) -> Callable[[PyTree, PyTree], jax.Array]:
+    return jax.jit(functools.partial(mean_score, objective, batch_size=batch_size, sharding=sharding))
 
 
 def score(variables: PyTree, task: Task) -> float:
@@ -89,7 +92,8 @@ def score(variables: PyTree, task: Task) -> float:
     """
     mesh = devices.mesh_for(task.mesh, variables)
     placed = devices.place(variables, mesh), devices.replicate(task.validation, mesh)
-    return float(_compiled_score(task.objective, task.eval_batch_size)(*placed))
+    sharding = devices.batch_sharding(mesh, task.batch_axes)
+    return float(_compiled_score(task.objective, task.eval_batch_size, sharding)(*placed))
 
 
 def run_round(
@@ -132,7 +136,8 @@ def run_round(
     with measured() as compilation:
         packet = method(key, base.variables, task)
     seconds = time.perf_counter() - start
-    trained = trees.from_model(apply.apply(packet, trees.to_model(base.variables)), base.variables)
+    model = trees.HostModel(base.variables)
+    trained = trees.with_leaves(base.variables, apply.changed_leaves(packet, model))
     new_score, held_score = score(trained, task), score(held.variables, task)
     better = new_score > held_score or (math.isnan(held_score) and not math.isnan(new_score))
     sent = bool(packet.blocks) and better
@@ -169,14 +174,15 @@ def deliver(
     """
     update, new = Path(update), Path(new)
     start = time.perf_counter()
-    files.write_bytes(update, container.encode(packet, trees.to_model(base.variables)))
+    encoded = container.encode(packet, trees.HostModel(base.variables))
+    processes.from_first(lambda: files.write_bytes(update, encoded))
     encoded_at = time.perf_counter()
-    device(base.file, update, new)
+    processes.from_first(lambda: device(base.file, update, new))
     applied_at = time.perf_counter()
-    variables = trees.from_model(files.read_model(new).model, base.variables)
+    variables = load(new, base.variables).variables
     return Round(
         update=update,
-        update_bytes=update.stat().st_size,
+        update_bytes=processes.from_first(lambda: update.stat().st_size),
         plain_bytes=plain_bytes(packet),
         sent=bool(packet.blocks),
         score=float("nan"),
@@ -220,12 +226,12 @@ def run_rounds(
       Error: the device refuses an update, or the files of the rounds done are not one chain from the first model.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    processes.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     updates = [folder / f"round-{number:03}.upd" for number in range(len(stages))]
     held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")
     new = first.file.with_stem(f"{first.file.stem}-new")
-    for model in container.replay((files.read_bytes(path) for path in updates[:done]), trees.to_model(first.variables)):
-        held = Copy(trees.from_model(model, first.variables), held_file)
+    for variables in replay(map(files.read_bytes, updates[:done]), first.variables):
+        held = Copy(variables, held_file)
     if done:
         save(*held)
     for number in range(done, len(stages)):
@@ -241,6 +247,29 @@ def run_rounds(
             new=new,
             device=device,
         )
-        new.replace(held_file)
+        processes.from_first(functools.partial(new.replace, held_file))
         held = Copy(result.variables, held_file)
         yield result
+
+
+def replay(updates: Iterable[bytes], first: PyTree) -> Iterator[PyTree]:
+    """The models that a chain of updates makes, each of the model before it or of the first, as its fingerprint says.
+
+    Args:
+      updates: the files' bytes, in the order in which they came.
+      first: the model that the device was deployed with.
+
+    Yields:
+      The model after each update.
+
+    Raises:
+      CorruptUpdateError: an update is damaged.
+      WrongBaseError: it starts from neither of them.
+    """
+    held = first
+    for update in updates:
+        try:
+            held = api.apply(update, held)
+        except WrongBaseError:
+            held = api.apply(update, first)
+        yield held

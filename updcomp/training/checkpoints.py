@@ -28,6 +28,7 @@ class Checkpoints:
     can be a state: optax's named tuples, PRNG keys, numbers and arrays without elements included.
 
     >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Checkpoints(folder).save(3, {"weights": jnp.ones(2), "key": jax.random.key(0)})
     ...     step, state = Checkpoints(folder).restore_latest({"weights": jnp.zeros(2), "key": jax.random.key(1)})

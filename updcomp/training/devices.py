@@ -174,6 +174,22 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(placed, tree)
 
 
+def put_batch(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
+    """Puts a batch that every process has whole on the devices, split where the parts divide it.
+
+    Args:
+      tree: a pytree of arrays with the batch as their first axis.
+      sharding: from `batch_sharding`; None: the batch stays as it is.
+
+    Returns:
+      The same tree.
+    """
+    if sharding is None:
+        return tree
+    whole, count = NamedSharding(sharding.mesh, PartitionSpec()), parts_of(sharding)[1]
+    return jax.tree.map(lambda leaf: arrays.to_devices(leaf, whole if leaf.shape[0] % count else sharding), tree)
+
+
 def shard_batch(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
     """Splits a batch over a mesh, inside a compiled function or outside of one.
 

@@ -198,11 +198,12 @@ def make_score(objective: Objective, *, batch_size: int = BATCH_SIZE) -> Callabl
     def score(variables: PyTree, data: PyTree) -> float:
         rows = batches.rows(data)
         size = _even_size(rows, batch_size)
-        variables = devices.place(variables, devices.mesh_of(variables))
-        parts = [
-            compiled(variables, jax.tree.map(lambda leaf, start=start: leaf[start : start + size], data))
-            for start in range(0, rows, size)
-        ]
+        mesh = devices.mesh_of(variables)
+        variables, sharding = devices.place(variables, mesh), devices.batch_sharding(mesh)
+        slices = (
+            jax.tree.map(lambda leaf, start=start: leaf[start : start + size], data) for start in range(0, rows, size)
+        )
+        parts = [compiled(variables, devices.put_batch(batch, sharding)) for batch in slices]
         total, weight = (sum((float(part[i]) for part in parts), start=0.0) for i in range(2))
         return float(jnp.float32(total) / jnp.float32(weight)) if weight else float("nan")
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,7 +121,7 @@ def _resized(folder: Path, builder: Any, split: str, image: str, label: str, siz
     if not images_file.exists():
         source = _encoded(builder, split)
         shape = (len(source), size, size, builder.info.features[image].shape[-1])
-        unfinished = images_file.with_suffix(f".{os.getpid()}.unfinished")
+        unfinished = images_file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.unfinished")
         try:
             with open(unfinished, "wb") as file:
                 np.save(labels_file, _write_resized(file, source, image, label, shape))

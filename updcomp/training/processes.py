@@ -4,7 +4,7 @@ Without `initialise` there is one process, and every function here does nothing 
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -70,6 +70,32 @@ def from_first(make: Callable[[], T]) -> T:
     if raised is not None:
         raise raised
     return value
+
+
+def write_together(parts: Iterator[T], write: Callable[[Iterator[T]], None]) -> None:
+    """Writes what all processes have to gather together: the first one writes it, the others only gather.
+
+    Args:
+      parts: gives the same in all processes, by computations that take all of them.
+      write: takes the parts in the first process.
+
+    Raises:
+      Exception: what writing raised, in all processes.
+    """
+    raised: list[Exception] = []
+    if is_first():
+        try:
+            write(parts)
+        except Exception as error:
+            raised.append(error)
+    for _ in parts:
+        pass
+
+    def raise_it() -> None:
+        for error in raised:
+            raise error
+
+    from_first(raise_it)
 
 
 def wait_for_all(what: str) -> None:

@@ -1,6 +1,6 @@
 """Old model + packet -> new model, to the same bits on every machine."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from updcomp.wire import dtypes, errors, packet, versions
 from updcomp.wire.kind import Block
@@ -26,31 +26,30 @@ def apply(sent: packet.Packet, model: dtypes.Model) -> dict[str, dtypes.Array]:
     >>> apply(packet.Packet({"w": Dense(np.int32([0, -1]), step=0.5)}), model)["w"].tolist()
     [1.0, 1.5]
     """
-    sent = packet.held(sent)
-    check(sent, model)
-    new = dict(model)
-    indices = leaf_indices(model)
-    for name, block in sent.blocks.items():
-        with errors.of_leaf(name):
-            kind = versions.kind_of(block)
-            new[name] = kind.apply(block, dtypes.hold(model[name]), sent.seed, indices[name])
-    return new
+    return {**model, **dict(changed_leaves(sent, model))}
 
 
-def check(sent: packet.Packet, model: dtypes.Model) -> None:
-    """Checks that every block fits its leaf.
+def changed_leaves(sent: packet.Packet, model: dtypes.Model) -> Iterator[tuple[str, dtypes.Array]]:
+    """The leaves that have a block, one at a time: of a lazy model no two are read at once.
 
     Args:
-      sent: as `packet.held` returns it.
-      model: the deployed one.
+      sent: as in `apply`.
+      model: as in `apply`.
+
+    Yields:
+      (name, new leaf), in sorted name order.
 
     Raises:
       LeafError, DtypeError: as `apply`.
     """
     check_names(sent, model)
-    for name, block in sent.blocks.items():
-        with errors.of_leaf(name):
-            versions.kind_of(block).check(block, dtypes.hold(model[name]))
+    for index, name in enumerate(sorted(model)):
+        if name in sent.blocks:
+            old = dtypes.hold(model[name])
+            with errors.of_leaf(name):
+                block = sent.blocks[name]
+                new = apply_block(versions.kind_of(block).hold(block), old, seed=sent.seed, index=index)
+            yield name, new
 
 
 def check_names(sent: packet.Packet, names: Collection[str]) -> None:
@@ -62,11 +61,6 @@ def check_names(sent: packet.Packet, names: Collection[str]) -> None:
     for name in sent.blocks:
         if name not in names:
             raise errors.LeafError(f"leaf {name!r}: expected one of {sorted(names)}, found no such leaf in the model")
-
-
-def leaf_indices(model: dtypes.Model) -> dict[str, int]:
-    """Every leaf's index: its place in the sorted order of names."""
-    return {name: index for index, name in enumerate(sorted(model))}
 
 
 def apply_block(block: Block, old: dtypes.Array, *, seed: int, index: int) -> dtypes.Array:

@@ -88,31 +88,7 @@ def apply_update(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> d
       WrongBaseError: the base is another model.
       CostError: it would take more than the budget.
     """
-    return apply_to_any(update, (base,), budget=budget)
-
-
-def apply_to_any(update: bytes, bases: Iterable[dtypes.Model], *, budget: float = 1.0) -> dict[str, dtypes.Array]:
-    """The model that an update makes of the one base among these that it starts from.
-
-    Args:
-      update: the file's bytes.
-      bases: models, tried in order; a lazy iterable is read no further than needed.
-      budget: as in `apply_update`.
-
-    Returns:
-      As `apply_update`.
-
-    Raises:
-      CorruptUpdateError, CostError: as `apply_update`.
-      WrongBaseError: the update starts from none of them.
-    """
-    (expected, _), found = header.fingerprints(update), []
-    for base in bases:
-        digests = fingerprint.of_leaves(base)
-        found.append(fingerprint.of_digests(digests))
-        if found[-1] == expected:
-            return {**base, **dict(_new_leaves(update, base, digests, budget))}
-    raise _wrong_base(expected, found)
+    return {**base, **dict(changed_leaves(update, base, budget=budget))}
 
 
 def changed_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
@@ -168,25 +144,6 @@ def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
     """
     change = header.parse(update).change
     return dict(metadata) if change is None else metadata_.changed(change, metadata)
-
-
-def replay(updates: Iterable[bytes], first: dtypes.Model) -> Iterator[dtypes.Model]:
-    """The models that a chain of updates makes, each of the model before it or of the first, as its fingerprint says.
-
-    Args:
-      updates: the files' bytes, in the order in which they came.
-      first: the model that the device was deployed with.
-
-    Yields:
-      The model after each update.
-
-    Raises:
-      CorruptUpdateError, WrongBaseError: as `apply_to_any`.
-    """
-    held = first
-    for update in updates:
-        held = apply_to_any(update, (held, first))
-        yield held
 
 
 def check_base(update: bytes, found: Iterable[bytes]) -> None:
