@@ -23,12 +23,17 @@ _PREFIXES = ("", "updcomp.", "updcomp.training.", "updcomp.methods.", "updcomp.w
 def to_rst(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Makes a docstring readable for Napoleon: it is plain text with `code`, in which `|v|` and `2*x` mean themselves.
 
-    A NamedTuple without "Attributes" gets them from the comments of its fields.
+    A NamedTuple's fields are its arguments; where its docstring has none, the comments of the fields explain them.
     """
     text = "\n".join(lines)
-    if what == "class" and hasattr(found, "_fields") and "Attributes:" not in text:
+    if what == "class" and hasattr(found, "_fields"):
         fields = [f"  {name}: {comment}" for name, comment in _FIELD.findall(inspect.getsource(found))]
-        text = "\n".join([text.rstrip(), "", "Attributes:", *fields, ""]) if fields else text
+        if text.startswith("Create new instance of"):  # of its `__new__`
+            text = ""
+        elif "Attributes:" in text:
+            text = text.replace("Attributes:", "Args:")
+        elif fields:
+            text = "\n".join([text.rstrip(), "", "Args:", *fields, ""])
     pieces, end = [], 0
     for example in _EXAMPLE.finditer(text):
         pieces += [_escaped(text[end : example.start()]), example.group()]

@@ -4,22 +4,22 @@ import re
 
 import pytest
 
-from tests import documents
-from tests.documents import ROOT
+from tests.documents import pages
+from tests.documents.commands import ROOT
 
 
-@pytest.mark.parametrize("path", documents.pages(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", pages.paths(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_shows_runs_and_what_it_names_is_there(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = documents.read(path)
-    names = documents.run(page, tmp_path)
-    assert documents.problems(page, names) == []
+    page = pages.read(path)
+    names = pages.run(page, tmp_path)
+    assert pages.problems(page, names) == []
 
 
 def test_the_readme_shows_an_update_of_ones_own_model_in_its_first_block():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 100
-    first = documents.read(ROOT / "README.md").blocks[0]
+    first = pages.read(ROOT / "README.md").blocks[0]
     assert first.info == "python"
     assert all(name in first.text for name in ("updcomp.diff", "updcomp.encode", "updcomp.apply"))
     # The commands of a fresh machine stand there to be copied.
@@ -66,9 +66,9 @@ def test_what_is_not_there_is_found(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text, problem = WRONG[what]
     (tmp_path / "page.md").write_text(f"{text}\n" if text.startswith("#") else f"Text.\n\n{text}\n")
-    page = documents.read(tmp_path / "page.md")
-    names = documents.run(page, tmp_path) if "x = 1" in text else {}
-    found = documents.problems(page, names)
+    page = pages.read(tmp_path / "page.md")
+    names = pages.run(page, tmp_path) if "x = 1" in text else {}
+    found = pages.problems(page, names)
     assert len(found) == 1, found
     assert problem in found[0]
 
@@ -77,7 +77,7 @@ def test_what_a_page_shows_can_fail(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "page.md").write_text("```python\nassert 1 == 2\n```\n")
     with pytest.raises(AssertionError):
-        documents.run(documents.read(tmp_path / "page.md"), tmp_path)
+        pages.run(pages.read(tmp_path / "page.md"), tmp_path)
     (tmp_path / "page.md").write_text("```bash\npython -m updcomp.edge verify a.npz b.upd\n```\n")
     with pytest.raises(AssertionError, match=re.escape("updcomp.edge verify")):
-        documents.run(documents.read(tmp_path / "page.md"), tmp_path)
+        pages.run(pages.read(tmp_path / "page.md"), tmp_path)
