@@ -38,9 +38,11 @@ def to_host(leaf: Any) -> np.ndarray:
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     data = jax.random.key_data(leaf) if is_key(leaf) else leaf
-    if data.is_fully_addressable or data.is_fully_replicated:
-        return np.asarray(data)
-    return np.asarray(multihost_utils.process_allgather(data, tiled=True))
+    if not (data.is_fully_addressable or data.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(data, tiled=True))
+    # An array keeps what it was brought to the host as; this one goes, and the copy of the leaf with it.
+    shards = [shard.data for shard in data.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(data.shape, data.sharding, shards))
 
 
 def to_devices(value: Any, sharding: Sharding) -> jax.Array:

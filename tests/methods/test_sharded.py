@@ -1,5 +1,8 @@
 """Models that are split over devices train where they are."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
-from updcomp import trees
+from updcomp import arrays, trees
 from updcomp.methods import by_path, full, low_rank, neurons, partial, random_mask, subspace
 from updcomp.training import devices, steps
 
@@ -79,6 +82,33 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
         assert value.sharding == trees.named_leaves(held)[leaf].sharding
         # Sums in another order; a rounding to integers may turn that into one step.
         np.testing.assert_allclose(value, trees.named_leaves(expected)[leaf], atol=2e-2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_two_leaves_of_a_split_model_are_on_the_host_at_once(name, monkeypatch):
+    deployed, task = regression()
+    held = sharded(deployed)
+    packet = METHODS[name](KEY, held, task._replace(epochs=1))
+    on_host, seen = [], []
+    to_host = arrays.to_host
+
+    def watched(leaf):
+        found = to_host(leaf)
+        on_host.append(weakref.ref(found))
+        return found
+
+    def next_leaf(model, leaf_name):
+        gc.collect()
+        assert [kept for kept in on_host if kept() is not None] == []
+        seen.append(leaf_name)
+        return of_leaf(model, leaf_name)
+
+    of_leaf = trees.HostModel.__getitem__
+    monkeypatch.setattr(arrays, "to_host", watched)
+    monkeypatch.setattr(trees.HostModel, "__getitem__", next_leaf)
+    updcomp.apply(updcomp.encode(packet, held), held)
+    assert set(seen) == set(trees.named_leaves(deployed))
+    assert len(on_host) > len(seen)
 
 
 def test_an_update_of_a_split_model_is_that_of_the_whole_one():
