@@ -75,9 +75,10 @@ def link_names(app: Sphinx, tree: nodes.document, page: str) -> None:
     known = {name: entry for name, entry in app.env.domains.python_domain.objects.items() if not entry.aliased}
     for literal in list(tree.findall(nodes.literal)):
         name = literal.astext().split("(")[0]
-        full = next((prefix + name for prefix in _PREFIXES if prefix + name in known), None)
-        is_name = "." in name or name[:1].isupper() or literal.astext() != name
-        if full is None or not is_name or isinstance(literal.parent, nodes.reference | nodes.title):
+        is_plain = "." not in name and name.islower()  # a word, unless it is called; then a method
+        prefixes = _PREFIXES if not is_plain else ("updcomp.methods.",) if literal.astext() != name else ()
+        full = next((prefix + name for prefix in prefixes if prefix + name in known), None)
+        if full is None or isinstance(literal.parent, nodes.reference | nodes.title):
             continue
         entry = known[full]
         literal.replace_self(make_refnode(app.builder, page, entry.docname, entry.node_id, literal.deepcopy(), full))
