@@ -53,8 +53,13 @@ def read(path: Path) -> Page:
 
 
 def paths() -> list[Path]:
-    """The README and every page of the site; notebooks are run by its build."""
-    return [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "notebooks" not in p.parts)]
+    """The README, every page of the site, and the format; notebooks are run by the site's build."""
+    format_ = ROOT / "updcomp" / "wire" / "FORMAT.md"
+    return [
+        ROOT / "README.md",
+        format_,
+        *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "notebooks" not in p.parts),
+    ]
 
 
 def run(page: Page, folder: Path) -> dict[str, Any]:

@@ -28,6 +28,11 @@ def test_the_readme_shows_an_update_of_ones_own_model_in_its_first_block():
     assert f"    {setup} -m pytest\n" in text
 
 
+def test_every_picture_is_shown_on_a_page():
+    shown = "".join(path.read_text() for path in pages.paths())
+    assert [path.name for path in (ROOT / "docs").rglob("*.svg") if f"/{path.name})" not in shown] == []
+
+
 WRONG = {
     "a flag": ("Use `--bujet=10`.", "`--bujet=10`: no such flag"),
     "a flag's value": ("Use `--model=mpl`.", "--model"),
