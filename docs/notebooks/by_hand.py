@@ -38,8 +38,8 @@ old_rows, train_rows, test_rows = slice(0, 700), slice(700, 1300), slice(1300, N
 # %% [markdown]
 # ## Your loop
 #
-# Nothing here is of updcomp. The model is a dict of arrays. `train` is a plain loop: a gradient, an optax update, and
-# `**extra` for optimizers that take more arguments.
+# Nothing in this part is of updcomp. The model is a dict of arrays. `train` is a plain loop: a gradient and an optax
+# update, with `**extra` for optimizers that take more arguments.
 
 
 # %%
@@ -234,7 +234,9 @@ print(f"{len(updates['low rank']):,} bytes: {accuracy(updcomp.apply(updates['low
 changes = delta.between(deployed, tuned)
 blocks = {name: factorize.to_block(factorize.truncated_svd(change, RANK), BITS) for name, change in changes.items()}
 updates["SVD of all"] = updcomp.encode(updcomp.pack(blocks, deployed), deployed)
-print(f"{len(updates['SVD of all']):,} bytes: {accuracy(updcomp.apply(updates['SVD of all'], deployed)):.1%}")
+in_training, afterwards = (accuracy(updcomp.apply(updates[name], deployed)) for name in ("low rank", "SVD of all"))
+print(f"{len(updates['SVD of all']):,} bytes: {afterwards:.1%}")
+assert in_training > afterwards
 
 # %% [markdown]
 # ## A subspace that both sides know
@@ -291,10 +293,9 @@ results.round(3)
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4))
-axes.semilogx(results["bytes"], 100 * results["accuracy"], "o")
 for name, length, share in results.itertuples(index=False):
-    axes.annotate(name, (length, 100 * share), xytext=(6, -12), textcoords="offset points")
+    axes.semilogx(length, 100 * share, "o", label=name)
 axes.axhline(100 * accuracy(deployed), linestyle="--", color="grey", label="without an update")
-axes.set(xlabel="bytes of the update", ylabel="turned images read right, %", xlim=(50, 2e5))
-axes.legend()
+axes.set(xlabel="bytes of the update", ylabel="turned images read right, %", xlim=(50, 2e5), ylim=(0, 100))
+axes.legend(loc="lower right")
 figure.tight_layout()

@@ -33,13 +33,14 @@ folder = tempfile.TemporaryDirectory()
 here = Path(folder.name)
 
 
-def run(command, *, show=True):
-    """Runs a command line in the folder, shows it as a terminal does, and returns its status and its output."""
+def run(command, *, status=0, is_json=False):
+    """Runs a command line in the folder and shows it as a terminal does, or returns the JSON that it prints."""
+    print("$", command)
     done = subprocess.run([sys.executable, *command.split()[1:]], cwd=here, capture_output=True, text=True)
-    print(f"$ {command}")
-    if show:
+    assert done.returncode == status, done.stderr
+    if not is_json:
         print(done.stdout + done.stderr)
-    return done.returncode, done.stdout
+    return json.loads(done.stdout) if is_json else None
 
 
 # %% [markdown]
@@ -92,15 +93,15 @@ print(f"read right: {accuracy(old):.1%} with the old checkpoint, {accuracy(new):
 # %% [markdown]
 # ## The difference
 #
-# `python -m updcomp diff` compares two files and writes an update. By default it is exact.
+# `python -m updcomp diff` compares two files and writes an update. By default it is exact, and holds all that changed,
+# the files' metadata included.
 
 # %%
-status, _ = run("python -m updcomp diff old.safetensors new.safetensors -o exact.upd")
-assert status == 0
+run("python -m updcomp diff old.safetensors new.safetensors -o exact.upd")
 
 # %% [markdown]
 # `apply` makes the new model of the old one and the update. `python -m updcomp.edge` needs NumPy alone, so that it is
-# what a device has. The result is the new checkpoint bit for bit, its metadata included.
+# what a device has. The result is the new checkpoint, bit for bit.
 
 # %%
 run("python -m updcomp.edge apply old.safetensors exact.upd -o made.safetensors")
@@ -143,8 +144,7 @@ print(f"{len(small):,} bytes; read right: {accuracy(updcomp.apply(small, old)):.
 # `inspect` reads an update, as JSON. With the model that it starts from, it names the leaves.
 
 # %%
-_, output = run("python -m updcomp.edge inspect small.upd old.safetensors", show=False)
-told = json.loads(output)
+told = run("python -m updcomp.edge inspect small.upd old.safetensors", is_json=True)
 print(told["bytes_by_part"])
 pd.DataFrame(told["blocks"])[["leaf", "shape", "kind", "step"]]
 
@@ -173,9 +173,9 @@ assert abs(sizes.iloc[:, 1].sum() + size_of({}) - whole) < 0.05 * whole
 sizes
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3.5))
-sizes[::-1].plot.barh(ax=axes, logx=True)
-axes.set(xlabel="bytes")
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for axis, kind in zip(axes, sizes, strict=True):
+    sizes[::-1].plot.barh(y=kind, ax=axis, title=kind, xlabel="bytes", legend=False)
 figure.tight_layout()
 
 # %% [markdown]
@@ -190,8 +190,9 @@ run("python -m updcomp.edge init device old.safetensors")
 run("python -m updcomp.edge verify old.safetensors small.upd")
 run("python -m updcomp.edge install device small.upd")
 
-_, output = run("python -m updcomp.edge status device", show=False)
-pd.DataFrame(json.loads(output)["versions"])[["number", "fingerprint", "size", "update"]]
+told = run("python -m updcomp.edge status device", is_json=True)
+assert told["version"] == 2
+pd.DataFrame(told["versions"])[["number", "fingerprint", "size"]]
 
 # %%
 store = updcomp.edge.Store(here / "device")
@@ -201,12 +202,11 @@ print(f"version {store.version()} reads {accuracy(held):.1%} right")
 
 # %% [markdown]
 # Something is wrong with the new version? `rollback` makes the one before it current again. The update is refused from
-# then on, until someone says `--again`.
+# then on, until someone says `--again`. A command that is refused ends with status 2.
 
 # %%
 run("python -m updcomp.edge rollback device")
-status, _ = run("python -m updcomp.edge install device small.upd")
-assert status == 2
+run("python -m updcomp.edge install device small.upd", status=2)
 run("python -m updcomp.edge install device small.upd --again")
 assert store.version() == 3
 
@@ -224,8 +224,7 @@ latest = checkpoint(network)
 
 wrong = updcomp.encode(updcomp.diff(new, latest, step=step), new)
 (here / "wrong.upd").write_bytes(wrong)
-status, _ = run("python -m updcomp.edge install device wrong.upd")
-assert status == 2
+run("python -m updcomp.edge install device wrong.upd", status=2)
 assert store.version() == 3
 
 try:

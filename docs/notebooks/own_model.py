@@ -142,13 +142,14 @@ print(f"{len(update):,} bytes; guessed right: {score(deployed, test):.1%} of cod
 assert score(new, test) > score(deployed, test)
 
 # %% [markdown]
-# What is in these bytes? `inspect` reads the update. With the model it also knows the names of the leaves.
+# What is in these bytes? `inspect` reads the update. With the model it also knows the names of the leaves. The size of
+# factors is their rank, and that of masked weights their number. The step is the unit of the integers that travel.
 
 # %%
 told = updcomp.inspect(update, deployed)
 assert told["bytes"] == sum(told["bytes_by_part"].values()) == len(update)
 print(told["bytes_by_part"])
-pd.DataFrame(told["blocks"])[["leaf", "shape", "kind", "size", "step"]]
+pd.DataFrame(told["blocks"])[["leaf", "shape", "kind", "size", "step"]].astype({"size": "Int64"})
 
 # %% [markdown]
 # A device has NumPy alone. There a model is a dict of arrays, and `updcomp.edge` applies the update. The result is the
@@ -188,13 +189,13 @@ mixed = updcomp.encode(by_rules(rank=16, ratio=0.1)(jax.random.key(1), deployed,
 told = updcomp.inspect(mixed, deployed)
 assert not any(block["leaf"].startswith("embedding") for block in told["blocks"])
 print(f"{len(mixed):,} bytes; guessed right: {score(updcomp.apply(mixed, deployed), test):.1%} of code")
-pd.DataFrame(told["blocks"])[["leaf", "shape", "kind", "size", "step"]]
+pd.DataFrame(told["blocks"])[["leaf", "shape", "kind", "size", "step"]].astype({"size": "Int64"})
 
 # %% [markdown]
 # ## Which method for how many bytes?
 #
 # The score against the bytes answers that. `full()` sends all weights as they are, for comparison. Other ranks and
-# ratios of a method train at once, since they compile nothing anew.
+# ratios of a method train quickly: they share what is compiled.
 
 # %%
 methods = [
@@ -219,11 +220,9 @@ results.round(3)
 figure, axes = plt.subplots(figsize=(7, 4))
 for name, group in results.groupby("method"):
     axes.semilogx(group["bytes"], 100 * group["right"], "o-", label=name)
-for _, setting, size, share in results.itertuples(index=False):
-    axes.annotate(setting, (size, 100 * share), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8)
 axes.axhline(100 * score(deployed, test), linestyle="--", color="grey", label="without an update")
-axes.set(xlabel="bytes of the update", ylabel="code guessed right, %", xlim=(100, 1e6))
-axes.legend()
+axes.set(xlabel="bytes of the update", ylabel="code guessed right, %", xlim=(100, 1e6), ylim=(0, 40))
+axes.legend(loc="lower right")
 figure.tight_layout()
 
 # %% [markdown]
@@ -235,5 +234,5 @@ before = score(deployed, test)
 complete, smallest = results.iloc[-1], results.iloc[0]
 share = (smallest["right"] - before) / (complete["right"] - before)
 print(f"{share:.0%} of the full gain, with {complete['bytes'] / smallest['bytes']:.0f} times fewer bytes")
-assert smallest["right"] > before
+assert share > 0.5
 assert complete["bytes"] > 100 * smallest["bytes"]
