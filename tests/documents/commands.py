@@ -7,7 +7,9 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import jax
 from absl import flags as absl_flags
 
 import updcomp
@@ -16,7 +18,9 @@ from updcomp import __main__ as server
 from updcomp.edge import __main__ as device
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = {"pip", "venv", "pytest", "sphinx", "ruff", "mypy", "jupytext", "cmake"}  # with flags of their own
+FOREIGN = {  # with flags of their own
+    *("pip", "venv", "pytest", "sphinx", "ruff", "mypy", "jupytext", "cmake", "cd", "git", "gcloud", "rsync", "tfds"),
+}
 OWN = {"updcomp": server, "updcomp.edge": device}
 PLACEHOLDER = re.compile(r"[A-Z]{2,}")
 
@@ -25,7 +29,7 @@ def problems(words: list[str], *, within_a_line: bool = False) -> Iterator[str]:
     """What a command names that is not there; within a line it may be cut short."""
     said = shlex.join(words)
     program, *rest = words
-    if program in ("python", "python3"):
+    if program in ("python", "python3") and rest[0] != "-c":
         program, *rest = rest[1:] if rest[0] == "-m" else rest
     if program == "run.py":
         yield from _run_command(rest)
@@ -36,6 +40,8 @@ def problems(words: list[str], *, within_a_line: bool = False) -> Iterator[str]:
         except SystemExit as ended:
             if ended.code and not (within_a_line and "arguments are required" in errors.getvalue()):
                 yield f"command {said}: {errors.getvalue().strip().splitlines()[-1]}"
+    elif program in ("python", "python3"):
+        compile(rest[1], said, "exec")
     elif program in FOREIGN:
         files = [word for word in rest if re.fullmatch(r"[\w/]+\.(?:txt|py)", word)]
         yield from (f"command {said}: {word}: no such file" for word in files if not (ROOT / word).exists())
@@ -60,7 +66,8 @@ def _run_command(words: list[str]) -> Iterator[str]:
     words = [re.sub(r"^--flagfile=", f"--flagfile={ROOT}/", word) for word in words]
     try:
         values(["run.py", *words])
-        config = flag_groups.configure(by_name(values.experiment).Config, values.experiment, values)
+        with mock.patch.object(jax, "device_count", return_value=1024):  # a reader may have more than this machine
+            config = flag_groups.configure(by_name(values.experiment).Config, values.experiment, values)
         file = getattr(config, "settings_file", None)
         if isinstance(config, settings.ComparisonConfig) and (file is None or Path(file).exists()):
             settings.choose(config)

@@ -10,6 +10,7 @@ Conventions of pages, which readers see as well:
 """
 
 import inspect
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ NOT_RUN = "# Not run by the tests:"
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?:    [^\n]+\n)+")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_VARIABLE = re.compile(r"[A-Z_]+=")
 _LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -150,9 +152,22 @@ def _commands(page: Page) -> Iterator[list[str]]:
     for block in page.blocks:
         if block.info == "bash":
             for line in block.text.replace("\\\n", "").splitlines():
-                for part in line.split(" && "):
-                    if words := shlex.split(part, comments=True):
-                        yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
+                yield from _commands_of(line)
+
+
+def _commands_of(line: str) -> Iterator[list[str]]:
+    """The commands of a line of the shell, and those that it has another machine run."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&")
+    lexer.whitespace_split = True
+    for is_end, group in itertools.groupby(lexer, "&&".__eq__):
+        words = list(itertools.dropwhile(_VARIABLE.match, () if is_end else group))
+        while words and words[0] == "srun":
+            words = list(itertools.dropwhile(lambda word: word.startswith("-"), words[1:]))
+        if words:
+            yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
+        for word in words:
+            if word.startswith("--command="):
+                yield from _commands_of(word.partition("=")[2])
 
 
 def _spans(page: Page, defined: dict[str, Any]) -> Iterator[str]:
