@@ -4,11 +4,9 @@ Memory is that of processes on the CPU, one for each variant, so that none finds
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments import resident
 from experiments.results import write_figures
 from updcomp import methods
 from updcomp.methods.neuron_budgets import Spent
@@ -37,8 +36,6 @@ TIMED = VARIANTS | {"velocity": {"selection": "velocity", "weights": 0.2}}
 _WARM = 2  # epochs in which everything is compiled
 _MEASURED = 3  # epochs over which the peak is taken
 _BATCHES = 8  # in each of these
-_PEAK = "/proc/self/clear_refs"  # takes "5": the most that was resident starts anew
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc's: buffers that are freed go back to the system at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +83,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _print(memory: dict[str, Memory | None], times: dict[str, tuple[float, float]], config: Config) -> None:
-    if not os.access(_PEAK, os.W_OK):
-        print(f"memory is not measured: this system has no {_PEAK}, which Linux has")
+    if not resident.tells():
+        print("memory is not measured: this system does not tell it, as Linux does")
     for name in TIMED.keys() - times.keys():
         print(f"{name} does not fit: not even one neuron of this network")
     print(f"on {jax.default_backend()}; memory in processes on the CPU, MB; steps of {config.batch_size} images")
@@ -139,7 +136,7 @@ def _in_a_process(config: Config, options: dict[str, Any]) -> Memory | None:
     """The memory of a variant; None where the system does not tell, or the variant does not fit."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **_ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    environment = {**os.environ, **resident.ALLOCATOR, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-m", "experiments.bench_neurons", json.dumps([dataclasses.asdict(config), options])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -150,17 +147,15 @@ def _in_a_process(config: Config, options: dict[str, Any]) -> Memory | None:
 
 def _memory(config: Config, options: dict[str, Any]) -> Memory | None:
     """What this process takes."""
-    resident: list[int] = []
+    found: list[int] = []
 
     def watch(epoch: Epoch) -> None:
         if epoch.number == _WARM:
-            _trim()
-            resident.append(_status("VmRSS"))
-            Path(_PEAK).write_text("5")  # it starts anew
+            found.append(resident.restart())
         elif epoch.number == _WARM + _MEASURED:
-            resident.append(_status("VmHWM"))
+            found.append(resident.peak())
 
-    if not os.access(_PEAK, os.W_OK):
+    if not resident.tells():
         return None
     deployed, task = _world(config, _BATCHES * config.batch_size)
     task = task._replace(epochs=_WARM + _MEASURED, callback=watch)
@@ -168,21 +163,8 @@ def _memory(config: Config, options: dict[str, Any]) -> Memory | None:
         spent = _spent(deployed, task, {**options, "shapes": 1})
     except BudgetError:
         return None
-    before, peak = resident
+    before, peak = found
     return Memory(before, peak, spent.peak_bytes)
-
-
-def _trim() -> None:
-    """Gives what is free back to the system, where its C library can do so."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def _status(field: str) -> int:
-    """Bytes of this process, as Linux tells them."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":
