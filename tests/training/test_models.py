@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from updcomp.training import models
-from updcomp.training.mobilenets import MobileNetV2, divisible
+from updcomp.training.mobilenets import MobileNetV1, MobileNetV2, divisible
 from updcomp.training.models import MODELS, by_name, mlp, mobilenet_v1, mobilenet_v2, resnet, vgg
 from updcomp.training.network_layers import halve, max_pool
 from updcomp.training.residual_networks import ImageNetResNet, shortcut
@@ -21,8 +21,8 @@ SMALL = {
     "mlp_bn": mlp(hidden=(16, 12), batch_norm=True, num_classes=5),
     "vgg": vgg(stages=((4, 6), (8,)), dense=(10,), num_classes=5),
     "resnet": resnet(depth=8, num_classes=5),
-    "mobilenet_v1": mobilenet_v1(width=1 / 16, num_classes=5),
     # The first stages of each.
+    "mobilenet_v1": models._model(MobileNetV1(1 / 16, 5, blocks=((64, 1), (128, 2), (128, 1)))),
     "mobilenet_v2": models._model(MobileNetV2(0.1, 5, small_images=True, stages=STAGES)),
     "resnet18": models._model(ImageNetResNet((4, 6), 5, small_images=True)),
 }

@@ -27,6 +27,7 @@ class MobileNetV1(nn.Module):
 
     width: float
     num_classes: int
+    blocks: Sequence[tuple[int, int]] = _SEPARABLE
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -37,7 +38,7 @@ class MobileNetV1(nn.Module):
             return nn.relu(BatchNorm(use_running_average=not train)(x))
 
         x = layer(x, round(32 * self.width), 3, 2)
-        for channels, stride in _SEPARABLE:
+        for channels, stride in self.blocks:
             x = layer(x, x.shape[-1], 3, stride, groups=x.shape[-1])
             x = layer(x, round(channels * self.width), 1, 1)
         return Dense(self.num_classes)(x.mean(axis=(1, 2)))
