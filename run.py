@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
       arguments: the flags.
 
     Returns:
-      The exit status: 0; 2 after an error in the input, which is one line; 130 after Ctrl-C.
+      The exit status: 0; 2 after an error in the input, which is one line; 130 after Ctrl-C, 143 before a preemption.
     """
     try:
         return _run(arguments)
@@ -24,9 +24,13 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        command = shlex.join(["python", "run.py", *arguments])
-        print(f"updcomp: interrupted; this goes on where it was: {command}", file=sys.stderr)
+        _say_how_to_go_on("interrupted", arguments)
         return 130
+
+
+def _say_how_to_go_on(why: str, arguments: Sequence[str]) -> None:
+    command = shlex.join(["python", "run.py", *arguments])
+    print(f"updcomp: {why}; this goes on where it was: {command}", file=sys.stderr)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -57,6 +61,9 @@ def _run(arguments: Sequence[str]) -> int:
     except Error as error:
         print(f"updcomp: error: {error}", file=sys.stderr)
         return 2
+    except processes.PreemptedError:
+        _say_how_to_go_on("preempted", arguments)
+        return 143
     return 0
 
 

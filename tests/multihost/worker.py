@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from updcomp.training import devices, processes
+from updcomp import methods
+from updcomp.training import checkpoints, devices, processes
 
 
 def main(port: str, count: str, number: str, folder: str) -> None:
@@ -30,6 +34,24 @@ def main(port: str, count: str, number: str, folder: str) -> None:
     resumed_epochs, resumed = worlds.training(here / "from one process", deployed, task)
     with contextlib.suppress(worlds.Stopped):
         worlds.training(here / "to one process", deployed, task, after=2)
+
+    epochs_before = 0
+
+    def told(epoch):
+        nonlocal epochs_before
+        epochs_before = epoch.number
+        time.sleep(0.1)
+        if epoch.number == 2 and not processes.is_first():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    long = task._replace(epochs=100, checkpoints=here / "preempted", callback=told)
+    checkpoints.SECONDS_BETWEEN = 1000.0
+    try:
+        methods.full()(worlds.KEY, deployed, long)
+        raise AssertionError("the notice was not heard")
+    except processes.PreemptedError as error:
+        assert f"saved state {epochs_before};" in str(error)
+        assert 2 <= epochs_before < 100
 
     def write() -> None:
         np.savez(here / "updates.npz", **found)

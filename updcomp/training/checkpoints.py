@@ -73,13 +73,17 @@ class Checkpoints:
           is_last: whether no other state follows.
 
         Raises:
+          PreemptedError: the machine of a process is about to be taken away; the state has been saved.
           FileError: as `save`.
         """
+        is_preempted = processes.is_preempted(step)
         # What is computed from the last state is found again only from the very same, on other devices as well.
-        due = is_last and self._has_saved
+        due = is_preempted or (is_last and self._has_saved)
         if due or processes.from_first(lambda: time.monotonic() - self._last > SECONDS_BETWEEN):
             self.save(step, tree)
             self._last, self._has_saved = time.monotonic(), True
+        if is_preempted:
+            raise processes.PreemptedError(f"{self._folder}: saved state {step}; start again to go on from it")
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
         """Reads the last whole state.

@@ -98,14 +98,17 @@ def write_together(parts: Iterator[T], write: Callable[[Iterator[T]], None]) -> 
     from_first(raise_it)
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when all processes have come here.
+class PreemptedError(Exception):
+    """The machine of one of the processes is about to be taken away; what was saved goes on with the same command."""
+
+
+def is_preempted(step: int) -> bool:
+    """Whether a process was told by SIGTERM that its machine is about to be taken away; all learn it at the same step.
 
     Args:
-      what: names the place, the same in all of them.
+      step: counts the calls of a training.
     """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    return jax.process_count() > 1 and bool(multihost_utils.reached_preemption_sync_point(step))
 
 
 def _broadcast(message: bytes) -> bytes:
