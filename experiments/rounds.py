@@ -4,7 +4,6 @@ Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from experiments.trainings import TrainingConfig, check_rows, task_of
 from experiments.worlds import World, Worlds
 from updcomp import methods, partition, protocol, trees
 from updcomp.methods import Method
-from updcomp.training import data, devices, processes
+from updcomp.training import data, devices
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
@@ -207,7 +206,7 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
             samples=len(stages[number].samples),
             restart=stages[number].restart and result.sent,
         )
-        processes.from_first(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
+        runs.forget(checkpoints)
         before = run.after(row)
         yield number
 

@@ -92,11 +92,8 @@ class Run(NamedTuple):
             samples = samples_of(self.world.task)
             self.record(identity, done, before, reference=reference, samples=samples, extra=extra())
 
-        def clean() -> None:
-            new.unlink(missing_ok=True)
-            shutil.rmtree(trainings, ignore_errors=True)
-
-        processes.from_first(clean)
+        processes.from_first(lambda: new.unlink(missing_ok=True))
+        forget(trainings)
 
     def record(
         self,
@@ -160,8 +157,19 @@ class Run(NamedTuple):
             packet = methods.full()(keys.pretrain, init, world.before._replace(checkpoints=trainings))
             model = trees.HostModel(init)
             copy = protocol.save(trees.with_leaves(init, apply.changed_leaves(packet, model)), path)
-            processes.from_first(lambda: shutil.rmtree(trainings, ignore_errors=True))
+            forget(trainings)
         return copy
+
+
+def forget(trainings: Path) -> None:
+    """Removes the checkpoints of an update that is done, and their parent once it is empty."""
+
+    def remove() -> None:
+        shutil.rmtree(trainings, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            trainings.parent.rmdir()
+
+    processes.from_first(remove)
 
 
 def samples_of(task: Task) -> int:

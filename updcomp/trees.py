@@ -145,6 +145,7 @@ def subtrees_at(tree: PyTree, subtrees: PyTree) -> dict[str, PyTree]:
 class HostModel(Mapping[str, np.ndarray]):
     """The device's form of a pytree, of which each leaf is brought to the host when it is asked for, and not kept.
 
+    >>> import jax.numpy as jnp
     >>> HostModel({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.names
     ('bfloat16',)
     """
@@ -177,6 +178,7 @@ def to_model(tree: PyTree) -> dict[str, np.ndarray]:
     Returns:
       name -> contiguous array, sorted by name. `HostModel` is the same, a leaf at a time.
 
+    >>> import jax.numpy as jnp
     >>> to_model({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype.names
     ('bfloat16',)
     """

@@ -6,7 +6,7 @@ import pytest
 
 from updcomp.edge import files
 from updcomp.protocol import rounds
-from updcomp.training import models
+from updcomp.training import checkpoints, models
 from updcomp.wire import container
 
 
@@ -30,6 +30,11 @@ def deliver_here():
         return deliver(packet, base, update, new, device=apply_here)
 
     return delivered
+
+
+@pytest.fixture(autouse=True)
+def no_checkpoints_on_slow_machines(monkeypatch):
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", float("inf"))
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_statistics_move_part_by_part():
 
 def order_of(task):
     """The rows of the only batch, in their order."""
-    (portion,) = batches.epoch(task.train, None, task.batch_size, key=KEY, number=0, mesh=None)
+    (portion,) = batches.epoch(task.train, None, task.batch_size, key=KEY, number=0, sharding=None)
     return np.asarray(portion.order[0])
 
 
@@ -122,7 +122,7 @@ def test_a_step_in_parts_takes_less_memory():
     held = []
     for microbatches in (1, 5):
         training = train(deployed, task._replace(optimizer=optax.sgd, microbatches=microbatches))
-        portion = next(batches.epoch(training.task.train, None, task.batch_size, key=KEY, number=0, mesh=None))
+        portion = next(batches.epoch(training.task.train, None, task.batch_size, key=KEY, number=0, sharding=None))
         steps = compiled_steps(*loop.program_of(training))
         lowered = steps.lower(training.state, portion=portion, **loop.arguments_of(training))
         held.append(lowered.compile().memory_analysis().temp_size_in_bytes)
