@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks run as they stand, and their two forms say the same.
+"""The two forms of each notebook of docs/notebooks say the same. The build of the site in CI runs them.
 
 To make the forms of a pair the same again, the one that was changed last counts, without outputs:
 
@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
@@ -37,15 +36,6 @@ def cells_of_text(name: str) -> list[tuple[str, str]]:
     return cells
 
 
-@pytest.fixture
-def _without_display():
-    backend = plt.get_backend()
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(backend)
-
-
 def test_there_are_notebooks():
     assert {"by_hand", "checkpoints", "own_model"} <= set(NAMES)
 
@@ -60,15 +50,3 @@ def test_notebooks_are_committed_without_outputs(name):
     code = [cell for cell in notebook(name) if cell["cell_type"] == "code"]
     assert code
     assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("_without_display")
-def test_the_cells_of_a_notebook_run_in_order(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for number, (kind, source) in enumerate(cells_of_notebook(name)):
-        if kind == "code":
-            exec(compile(source, f"{name}.ipynb, cell {number}", "exec"), names)
-    assert list(tmp_path.iterdir()) == [], "a notebook leaves nothing behind"
