@@ -68,13 +68,15 @@ def _select(scene: Scene) -> tuple[Named, dict[str, Any]]:
     compiled = jax.jit(choose).lower(scores).compile()
     with resident.watched() as rise:
         mask, seconds = _timed(compiled, scores)
-    count, sound, checksum = jax.jit(checked)(scores, mask)
+    # Leaf by leaf, so that no more is held than selecting takes.
+    found = [checked(scores[name], mask[name], np.uint32(number)) for number, name in enumerate(scores)]
+    counts, least, most, sums = (np.array(part) for part in zip(*found, strict=True))
     size = sum(leaf.size for leaf in kernels.values())
-    assert int(count) == selection.budget(RATIO, size), "as many as the ratio says"
-    assert bool(sound), "no score that is left out is above one that is chosen"
+    assert counts.sum() == selection.budget(RATIO, size), "as many as the ratio says"
+    assert least.min() >= most.max(), "no score that is left out is above one that is chosen"
     figures = {
         "seconds": seconds,
-        "checksum": int(checksum),
+        "checksum": int(sums.sum(dtype=np.uint32)),
         "rise_bytes": rise.peak,
         "split": _split_of(mask),
         **_of_program(compiled),
@@ -92,17 +94,16 @@ def choose(scores: Named) -> Named:
     return selection.top_ratio(scores, RATIO)
 
 
-def checked(scores: Named, mask: Named) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How many are chosen, whether they are the largest, and a sum that says which they are."""
-    pairs = [(scores[name], mask[name]) for name in scores]
-    count = sum((jnp.sum(m, dtype=jnp.uint32) for _, m in pairs), start=jnp.uint32(0))
-    least = jnp.stack([jnp.min(s, where=m, initial=np.inf) for s, m in pairs]).min()
-    most = jnp.stack([jnp.max(s, where=~m, initial=-np.inf) for s, m in pairs]).max()
-    sums = [
-        jnp.sum(jnp.where(m, hashed(m.shape, np.uint32(number)), np.uint32(0)), dtype=jnp.uint32)
-        for number, (_, m) in enumerate(pairs)
-    ]
-    return count, least >= most, jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
+@jax.jit
+def checked(scores: jax.Array, mask: jax.Array, seed: Any) -> tuple[jax.Array, ...]:
+    """Of a leaf: how many are chosen, the least of them, the largest of the others, and a sum that says which."""
+    chosen = jnp.where(mask, hashed(mask.shape, seed), np.uint32(0))
+    return (
+        jnp.sum(mask, dtype=jnp.uint32),
+        jnp.min(scores, where=mask, initial=np.inf),
+        jnp.max(scores, where=~mask, initial=-np.inf),
+        jnp.sum(chosen, dtype=jnp.uint32),
+    )
 
 
 def _train(scene: Scene, mask: Named, way: Way) -> dict[str, Any] | None:

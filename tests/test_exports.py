@@ -182,7 +182,7 @@ def test_pure_functions_lower_for_gpus_and_tpus(count):
         (combined, [scores, scores]),
         (rounded, [scores["a"]]),
         (scale_cells.choose, [scores]),
-        (scale_cells.checked, [scores, jax.tree.map(lambda leaf: leaf > 0, scores)]),
+        (scale_cells.checked, [scores["a"], scores["a"] > 0, np.uint32(0)]),
         (functools.partial(scale_cells.scores_of, {"a": (4, 4)}), []),
     ):
         Exporting(jax.jit(function), None, exports)(*args)
