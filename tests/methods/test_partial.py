@@ -1,14 +1,15 @@
 """Deep partial updating: what its budget, its masks and its scores choose."""
 
 import itertools
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.methods.worlds import KEY, applied, digits, kernels
-from updcomp.methods import partial
+from tests.methods.worlds import KEY, applied, digits, kernels, regression
+from updcomp.methods import deep_partial_updating, partial
 from updcomp.training import loop
 
 
@@ -73,3 +74,18 @@ def test_from_a_model_of_zeros_the_global_contribution_prunes_by_magnitude():
     threshold = np.sort(flat)[-int(0.1 * flat.size)]
     for name, kernel in held.items():
         np.testing.assert_array_equal(blocks[name].positions, np.flatnonzero(np.abs(kernel) >= threshold))
+
+
+def test_the_sparse_training_holds_no_memory_of_the_full_one(monkeypatch):
+    deployed, task = regression()
+    train, before = deep_partial_updating._train, []
+
+    def watched(*args, **options):
+        assert not [held for held in before if held() is not None]
+        fitted = train(*args, **options)
+        before[:] = map(weakref.ref, jax.tree.leaves((fitted.trainable, fitted.last, fitted.optimizer)))
+        return fitted
+
+    monkeypatch.setattr(deep_partial_updating, "_train", watched)
+    partial(ratio=0.3, fixed_share=0.5, aux=None)(KEY, deployed, task)
+    assert before

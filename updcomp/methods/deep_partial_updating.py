@@ -124,6 +124,9 @@ class Partial:
             local = {name: fitted.optimizer.local[name] for name in old}
             kept = np.uint32(selection.budget(share, size))
             mask, rewound = _select(old, new, local, mask, kept, global_share=GLOBAL_SHARE[self.scores])
+            start = begin._replace(leaves={**begin.leaves, **fitted.last, **fitted.last_moved, **rewound})
+            moments = _moments(fitted.optimizer, recorded=not last) if self.keep_moments else None
+            del fitted, new, local, rewound  # so that the next training has their memory
             fitted = _train(
                 sparse_key,
                 task if task.checkpoints is None else task._replace(checkpoints=Path(task.checkpoints) / f"{number}"),
@@ -131,11 +134,11 @@ class Partial:
                 if last
                 else _plan("partial-narrow", model, _narrow),
                 model,
-                begin._replace(leaves={**begin.leaves, **fitted.last, **fitted.last_moved, **rewound}),
+                start,
                 self.sparse_rate,
                 mask=mask,
                 roundings={name: Rounding(quantize.grid(self.bits), mask[name]) for name in old} if last else {},
-                optimizer_state=_moments(fitted.optimizer, recorded=not last) if self.keep_moments else None,
+                optimizer_state=moments,
             )
 
         def block(name: str) -> Sparse:
