@@ -68,8 +68,8 @@ def _select(scene: Scene) -> tuple[Named, dict[str, Any]]:
     compiled = jax.jit(choose).lower(scores).compile()
     with resident.watched() as rise:
         mask, seconds = _timed(compiled, scores)
-    # Leaf by leaf, so that no more is held than selecting takes.
-    found = [checked(scores[name], mask[name], np.uint32(number)) for number, name in enumerate(scores)]
+    # Leaf by leaf, so that no more is held than selecting takes; programs of virtual devices must not overlap.
+    found = [jax.device_get(checked(scores[name], mask[name], np.uint32(n))) for n, name in enumerate(scores)]
     counts, least, most, sums = (np.array(part) for part in zip(*found, strict=True))
     size = sum(leaf.size for leaf in kernels.values())
     assert counts.sum() == selection.budget(RATIO, size), "as many as the ratio says"
