@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str]) -> int:
     from absl import flags, logging
 
     from experiments import by_name, flag_groups
-    from updcomp.training import processes
+    from updcomp import processes
     from updcomp.wire.errors import Error
 
     if {"--help", "-help", "-h"} & set(arguments):
@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str]) -> int:
         if rest:
             raise Error(f"expected flags only, found {rest[0]!r}; see python run.py --help")
         if values.multihost:
-            processes.initialise(values.coordinator_address, values.num_processes, values.process_id)
+            processes.initialise(**{name: values[name].value for name in flag_groups.JOINING})
         experiment = by_name(values.experiment)
         config = flag_groups.configure(experiment.Config, values.experiment, values)
         experiment.run(config, Path(values.workdir or Path("runs") / values.experiment))

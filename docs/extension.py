@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -97,12 +96,10 @@ def _experiments() -> str:
 
 
 def _presets() -> str:
-    rows = [f"| `{path.name}` | {_first_line(path)} |" for path in sorted(flag_groups.PRESETS.glob("*.flags"))]
+    rows = [
+        f"| `{path.name}` | {flag_groups.first_line(path)} |" for path in sorted(flag_groups.PRESETS.glob("*.flags"))
+    ]
     return "\n".join(["| preset | what it is |", "|---|---|", *rows])
-
-
-def _first_line(path: Path) -> str:
-    return path.read_text().splitlines()[0].removeprefix("#").strip()
 
 
 def _flags() -> str:

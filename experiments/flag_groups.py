@@ -17,10 +17,24 @@ from updcomp.wire.errors import Error
 
 ConfigT = TypeVar("ConfigT")
 
-GENERAL = ("experiment", "workdir", "multihost", "coordinator_address", "num_processes", "process_id")
+JOINING = {  # processes: flag -> (kind, help)
+    "coordinator_address": ("string", "host:port of the first process"),
+    "num_processes": ("integer", "how many processes there are"),
+    "process_id": ("integer", "of this process, from 0"),
+}
+_GENERAL = {
+    "experiment": ("string", "which experiment to run; default quickstart"),
+    "workdir": ("string", "folder for results; default runs/EXPERIMENT; a second start there continues"),
+    "multihost": ("bool", "run as one of several processes, which share --workdir; see docs/machines.md"),
+    **{
+        name: (kind, f"with --multihost: {text}; not needed on Cloud TPU, Slurm and Open MPI")
+        for name, (kind, text) in JOINING.items()
+    },
+}
 PRESETS = Path(__file__).parent / "presets"
 _KINDS: dict[Any, str] = {
     int: "integer",
+    int | None: "integer",
     float: "float",
     bool: "bool",
     str: "string",
@@ -72,12 +86,9 @@ def _owner(config: type, name: str) -> type | None:
 def define() -> flags.FlagValues:
     """Defines every flag, in a set of its own, so that notebooks and tests can have several."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    flags.DEFINE_string("experiment", "quickstart", "which experiment to run", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder for results", flag_values=values)
-    flags.DEFINE_bool("multihost", False, "run as one of several processes", flag_values=values)
-    flags.DEFINE_string("coordinator_address", None, "host:port of the first process", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "how many processes there are", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "of this process, from 0", flag_values=values)
+    for name, (kind, text) in _GENERAL.items():
+        default = "quickstart" if name == "experiment" else None
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
     for flag in (flag for section in sections().values() for flag in section):
         name, kind = flag.field.name, _KINDS[flag.field.type]
         if name not in values:
@@ -104,7 +115,7 @@ def configure(config: type[ConfigT], experiment: str, values: flags.FlagValues) 
     given: dict[str, Any] = {}
     for name in values:
         value = values[name].value
-        if value is None or name in GENERAL:
+        if value is None or name in _GENERAL:
             continue
         if name not in names:
             expected = ", ".join(f"--{known}" for known in names if known in values)
@@ -115,20 +126,13 @@ def configure(config: type[ConfigT], experiment: str, values: flags.FlagValues) 
 
 def help_text() -> str:
     """What --help prints: how to start, the experiments, the presets, and every flag with its defaults."""
-    values = define()
     lines = ["updcomp: the smallest update that turns the deployed model into the new one.", ""]
     lines += ["  python run.py [--experiment=NAME] [--workdir=FOLDER] [--flagfile=PRESET] [flags]", "", "Experiments:"]
     lines += [_entry(name, text) for name, text in EXPERIMENTS.items()]
     lines += ["", f"Presets (--flagfile={PRESETS.parent.name}/{PRESETS.name}/NAME.flags):"]
-    lines += [_entry(path.stem, _first_line(path)) for path in sorted(PRESETS.glob("*.flags"))]
-    lines += ["", "General:", _entry("--experiment", "which experiment to run; default quickstart")]
-    lines += [_entry("--workdir", "folder for results; default runs/EXPERIMENT; a second start there continues")]
+    lines += [_entry(path.stem, first_line(path)) for path in sorted(PRESETS.glob("*.flags"))]
+    lines += ["", "General:", *(_entry(f"--{name}", text) for name, (_, text) in _GENERAL.items())]
     lines += [_entry("--flagfile", "a file with one flag per line, such as a preset")]
-    lines += [_entry("--multihost", "run as one of several processes, which share --workdir; see docs/machines.md")]
-    lines += [
-        _entry(f"--{name}", f"with --multihost: {values[name].help}; not needed on Cloud TPU, Slurm and Open MPI")
-        for name in ("coordinator_address", "num_processes", "process_id")
-    ]
     for owner, own in sections().items():
         readers = dict.fromkeys(name for flag in own for name in flag.defaults)
         lines += ["", f"{inspect.getdoc(owner).splitlines()[0].rstrip('.')} ({', '.join(readers)}):"]  # type: ignore[union-attr]
@@ -152,7 +156,8 @@ def _shown(default: Any) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """What a preset says of itself."""
     return path.read_text().splitlines()[0].removeprefix("#").strip()
 
 

@@ -10,6 +10,7 @@ from experiments import shifts
 from experiments.config import Settings, anything, at_least, one_of, setting
 from experiments.trainings import TrainingConfig, check_rows, task_of
 from experiments.worlds import Score, World, Worlds, keys_of
+from updcomp import processes
 from updcomp.training import data, models
 from updcomp.training.augment import crop_and_flip
 from updcomp.training.classification import Augment, classification
@@ -90,7 +91,8 @@ def load(config: ImageConfig) -> Images:
     Raises:
       DatasetError: the dataset is not there.
     """
-    source = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size or None)
+    size = config.image_size or None
+    source = processes.in_all(lambda: data.load(config.dataset, data_dir=config.data_dir, image_size=size))
     augment = config.augment or AUGMENTED.get(config.dataset, "none")
     return Images(source, *_judged(config.model, source.num_classes, augment))
 

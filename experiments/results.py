@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from experiments import specs
 from experiments.config import described, unchanged
 from experiments.specs import Setting
+from updcomp import processes
 from updcomp.edge import files
-from updcomp.training import processes
 from updcomp.wire.errors import Error
 
 
@@ -85,6 +85,14 @@ class Results:
           Error: the folder cannot be made, or another process was faster, with other settings.
         """
         processes.from_first(self._claim)
+        token = processes.from_first(self._settings_path.read_bytes)
+        processes.in_all(lambda: self._check_shared(token))
+
+    def _check_shared(self, token: bytes) -> None:
+        """Checks that this process sees what the first one wrote."""
+        if not self._settings_path.exists() or self._settings_path.read_bytes() != token:
+            expected = f"expected {self._settings_path} as the first process wrote it, found none or another"
+            raise Error(f"--workdir: {expected}; with --multihost give a folder that all processes share")
 
     def _claim(self) -> None:
         try:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from experiments.results import Identity, Results, Row
 from experiments.specs import Setting
 from experiments.worlds import World, keys_of
-from updcomp import methods, protocol, trees
+from updcomp import methods, processes, protocol, trees
 from updcomp.methods import Method
-from updcomp.training import batches, devices, processes
+from updcomp.training import batches, devices
 from updcomp.training.batches import Stream
 from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree

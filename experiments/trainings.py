@@ -43,7 +43,9 @@ class TrainingConfig(Settings):
     learning_rate: float = setting(1e-3, "at the start of each training; methods multiply it")
     epochs: int = setting(20, "epochs of each training of an update")
     batch_size: int = setting(128, "samples per step")
-    devices: int = setting(1, "devices that train together; with --multihost always all of them", later=anything)
+    devices: int | None = setting(
+        None, "devices that train together; if not given, one, and with --multihost all of them", later=anything
+    )
     model_axis: int = setting(
         1, "of these, devices that the model is split over; every batch is split over the others", later=anything
     )
@@ -56,8 +58,10 @@ class TrainingConfig(Settings):
         """
         super().__post_init__()
         there = jax.device_count()
-        if self.devices > there:
-            raise Error(f"--devices: expected at most {there}, those that jax sees, found {self.devices}")
+        if self.devices is not None and not 1 <= self.devices <= there:
+            raise Error(f"--devices: expected from 1 to {there}, those that jax sees, found {self.devices}")
+        if jax.process_count() > 1 and self.devices not in (None, there):
+            raise Error(f"--devices: expected all {there} with --multihost, found {self.devices}; leave it out")
         count = self.device_count
         if count % self.model_axis:
             raise Error(f"--model_axis: expected a divisor of the {count} devices, found {self.model_axis}")
@@ -68,7 +72,7 @@ class TrainingConfig(Settings):
     @property
     def device_count(self) -> int:
         """How many devices train together."""
-        return self.devices if jax.process_count() == 1 else jax.device_count()
+        return self.devices or (1 if jax.process_count() == 1 else jax.device_count())
 
 
 def check_rows(flag: str, rows: int, batch_size: int) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"updcomp.wire"},
     {"updcomp.edge"},
+    {"updcomp.processes"},
     {
         f"updcomp.{name}"
         for name in (

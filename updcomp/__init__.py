@@ -23,7 +23,18 @@ _HOMES = {
 }
 
 _MODULES = (
-    *("contribution", "delta", "edge", "factorize", "methods", "partition", "protocol", "quantize", "selection"),
+    *(
+        "contribution",
+        "delta",
+        "edge",
+        "factorize",
+        "methods",
+        "partition",
+        "processes",
+        "protocol",
+        "quantize",
+        "selection",
+    ),
     *("subspace", "training", "trees", "wire"),
 )
 

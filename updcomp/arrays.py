@@ -40,7 +40,7 @@ def to_host(leaf: Any) -> np.ndarray:
     data = jax.random.key_data(leaf) if is_key(leaf) else leaf
     if not (data.is_fully_addressable or data.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(data, tiled=True))
-    # An array keeps what it was brought to the host as; this one goes, and the copy of the leaf with it.
+    # np.asarray caches the host's copy in the jax.Array. A second one over the same buffers takes the cache with it.
     shards = [shard.data for shard in data.addressable_shards]
     return np.asarray(jax.make_array_from_single_device_arrays(data.shape, data.sharding, shards))
 

@@ -1,5 +1,6 @@
 """Models that are split over devices train where they are."""
 
+import gc
 import weakref
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
 from updcomp import arrays, trees
-from updcomp.methods import by_path, full, low_rank, neurons, partial, random_mask, subspace
+from updcomp.methods import by_path, full, low_rank, magnitude_mask, neurons, partial, random_mask, subspace
 from updcomp.training import devices, steps
 
 METHODS = {
@@ -19,6 +20,7 @@ METHODS = {
     "partial": partial(ratio=0.3),
     "low_rank": low_rank(rank=2),
     "random_mask": random_mask(ratio=0.3),
+    "magnitude_mask": magnitude_mask(ratio=0.3),
     "subspace": subspace(rank=3),
     "neurons": neurons(selection="velocity", weights=0.5),
     "by_path": by_path({"first/kernel": low_rank(rank=1), "second/kernel": full(bits=8)}),
@@ -83,30 +85,48 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
         np.testing.assert_allclose(value, trees.named_leaves(expected)[leaf], atol=2e-2)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_two_leaves_of_a_split_model_are_on_the_host_at_once(name, monkeypatch):
-    deployed, task = regression()
-    held = sharded(deployed)
-    packet = METHODS[name](KEY, held, task._replace(epochs=1))
+@pytest.fixture
+def watched(monkeypatch):
+    """Checks that nothing of a leaf is on the host when the next one is brought there; gives the leaves in order."""
     on_host, seen = [], []
-    to_host = arrays.to_host
+    to_host, of_leaf = arrays.to_host, trees.HostModel.__getitem__
 
-    def watched(leaf):
+    def brought(leaf):
         found = to_host(leaf)
-        on_host.append(weakref.ref(found))
+        on_host.append((seen[-1], weakref.ref(found)))
         return found
 
-    def next_leaf(model, leaf_name):
-        assert [kept for kept in on_host if kept() is not None] == []
-        seen.append(leaf_name)
-        return of_leaf(model, leaf_name)
+    def next_leaf(model, name):
+        others = [kept for other, kept in on_host if other != name]
+        if any(kept() is not None for kept in others):
+            gc.collect()
+        assert [kept for kept in others if kept() is not None] == []
+        seen.append(name)
+        return of_leaf(model, name)
 
-    of_leaf = trees.HostModel.__getitem__
-    monkeypatch.setattr(arrays, "to_host", watched)
+    monkeypatch.setattr(arrays, "to_host", brought)
     monkeypatch.setattr(trees.HostModel, "__getitem__", next_leaf)
+    return seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_two_leaves_of_a_split_model_are_on_the_host_at_once(name, watched):
+    deployed, task = regression()
+    held = sharded(deployed)
+    watched.append("in training")
+    packet = METHODS[name](KEY, held, task._replace(epochs=1))
     updcomp.apply(updcomp.encode(packet, held), held)
-    assert set(seen) == set(trees.named_leaves(deployed))
-    assert len(on_host) > len(seen)
+    assert set(watched) == {"in training", *trees.named_leaves(deployed)}
+
+
+def test_no_two_leaves_that_are_large_enough_for_a_thread_are_either(watched):
+    placed = NamedSharding(mesh(), PartitionSpec("model"))
+    old, new = (
+        {name: jax.device_put(np.full(400_000, value, np.float32), placed) for name in "abc"} for value in (1.0, 1.25)
+    )
+    update = updcomp.encode(updcomp.diff(old, new), old)
+    assert jnp.all(updcomp.apply(update, old)["c"] == 1.25)
+    assert watched[:2] == ["a", "a"]  # of the old model, and of the new one for its block
 
 
 def test_an_update_of_a_split_model_is_that_of_the_whole_one():

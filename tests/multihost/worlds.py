@@ -9,10 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import updcomp
 from tests.methods.worlds import KEY, regression
 from updcomp import arrays, delta, factorize, methods, selection, subspace, trees
-from updcomp.training import Stream, checkpoints, devices
+from updcomp.training import Stream, devices
 from updcomp.training.tasks import Task
-
-checkpoints.SECONDS_BETWEEN = -1.0  # every epoch is saved
 
 METHODS = {
     "full": methods.full(bits=8),

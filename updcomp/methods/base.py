@@ -192,7 +192,7 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
 
 
 def packet_of(model: Model, makers: Mapping[str, Callable[[], Block]], seed: int = 0) -> Packet:
-    """The packet of the blocks that these functions make: when they are asked for, where the model is on many devices.
+    """The packet of the blocks that these functions make: on access if the model is on several devices, else at once.
 
     Args:
       model: the deployed one.

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from updcomp import trees
+from updcomp import processes, trees
 from updcomp.edge import files
-from updcomp.training import processes
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
@@ -75,5 +74,9 @@ def load(path: str | Path, like: PyTree) -> Copy:
     Raises:
       Error: the file cannot be read, or holds another model.
     """
-    with files.open_model(Path(path)) as (model, _):
-        return Copy(trees.from_model(model, like), Path(path))
+
+    def read() -> PyTree:
+        with files.open_model(Path(path)) as (model, _):
+            return trees.from_model(model, like)
+
+    return Copy(processes.in_all(read), Path(path))

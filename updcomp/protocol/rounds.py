@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from updcomp import api, trees
+from updcomp import api, processes, trees
 from updcomp.edge import files
 from updcomp.methods import Method
 from updcomp.protocol.device import Copy, Device, device_process, load, save
-from updcomp.training import devices, processes
+from updcomp.training import devices
 from updcomp.training.compilation import measured
 from updcomp.training.objectives import Objective, mean_score
 from updcomp.training.tasks import Task
@@ -230,7 +230,11 @@ def run_rounds(
     updates = [folder / f"round-{number:03}.upd" for number in range(len(stages))]
     held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")
     new = first.file.with_stem(f"{first.file.stem}-new")
-    for variables in replay(map(files.read_bytes, updates[:done]), first.variables):
+
+    def read(path: Path) -> bytes:
+        return processes.from_first(lambda: files.read_bytes(path))
+
+    for variables in replay(map(read, updates[:done]), first.variables):
         held = Copy(variables, held_file)
     if done:
         save(*held)

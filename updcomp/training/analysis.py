@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from updcomp import convolution
-from updcomp.training import batches, loop, processes, steps
+from updcomp import convolution, processes
+from updcomp.training import batches, loop, steps
 from updcomp.training.batches import Stream
 from updcomp.training.loop import Training
 
@@ -57,17 +57,18 @@ def _of_steps(what: str, training: Training, measure: Callable[[Callable[[Any], 
         return make(*program_).lower(training.state, **arguments)
 
     if key not in _known:
-        measured = measure(lowered)
-        _known[key] = processes.from_first(lambda: measured)  # what is chosen by it has to be the same everywhere
+        _known[key] = measure(lowered)
     return _known[key]
 
 
 def temporary_bytes(lowered: Any) -> int:
-    """The most bytes that a lowered function holds at a time beside arguments and results."""
-    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+    """The most bytes that a lowered function holds at a time beside arguments and results, on the first process."""
+    found = int(lowered.compile().memory_analysis().temp_size_in_bytes)
+    return processes.from_first(lambda: found)  # what is chosen by it has to be the same everywhere
 
 
 def flops(lowered: Any) -> float:
-    """The operations of a lowered function; its loops count once."""
+    """The operations of a lowered function, on the first process; its loops count once."""
     options = {"xla_backend_optimization_level": 0}  # the code never runs
-    return float((lowered.compile(compiler_options=options).cost_analysis() or {}).get("flops", 0.0))
+    found = float((lowered.compile(compiler_options=options).cost_analysis() or {}).get("flops", 0.0))
+    return processes.from_first(lambda: found)

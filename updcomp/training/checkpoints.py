@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from updcomp import arrays
-from updcomp.training import processes
+from updcomp import arrays, processes
 from updcomp.wire.errors import FileError
 
 PyTree = Any
@@ -76,10 +75,10 @@ class Checkpoints:
           PreemptedError: the machine of a process is about to be taken away; the state has been saved.
           FileError: as `save`.
         """
-        is_preempted = processes.is_preempted(step)
-        # What is computed from the last state is found again only from the very same, on other devices as well.
-        due = is_preempted or (is_last and self._has_saved)
-        if due or processes.from_first(lambda: time.monotonic() - self._last > SECONDS_BETWEEN):
+        is_preempted = processes.is_preempted()
+        is_old = processes.in_any(time.monotonic() - self._last > SECONDS_BETWEEN)
+        # Later trainings are saved under a digest of the last state, which other devices would not compute to the bit.
+        if is_preempted or is_old or (is_last and self._has_saved):
             self.save(step, tree)
             self._last, self._has_saved = time.monotonic(), True
         if is_preempted:
@@ -97,7 +96,7 @@ class Checkpoints:
         Raises:
           FileError: the state has another structure, shape or dtype, or cannot be read.
         """
-        if not self._folder.is_dir():
+        if not processes.from_first(self._folder.is_dir):
             return None
         with self._manager() as manager:
             step = manager.latest_step()

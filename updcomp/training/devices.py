@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from updcomp import arrays
+from updcomp.wire.errors import Error
 
 PyTree = Any
 
@@ -31,10 +32,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     Returns:
       A mesh of shape `{"data": len(devices) // model, "model": model}`.
 
+    Raises:
+      Error: `model` is no divisor.
+
     >>> dict(make_mesh(jax.devices()[:1]).shape)
     {'data': 1, 'model': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
+    if model < 1 or len(devices) % model:
+        raise Error(f"model: expected a divisor of the {len(devices)} devices, found {model}")
     shape = (len(devices) // model, model)
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -175,7 +181,7 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def put_batch(tree: PyTree, sharding: NamedSharding | None) -> PyTree:
-    """Puts a batch that every process has whole on the devices, split where the parts divide it.
+    """Puts a batch that every process has whole on the devices: split, or whole on each if the parts do not divide it.
 
     Args:
       tree: a pytree of arrays with the batch as their first axis.

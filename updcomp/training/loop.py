@@ -94,7 +94,7 @@ def fit(
     training = begin(
         key, task, plan, trainable, frozen, moved=moved, rates=rates, masks=masks, optimizer_state=optimizer_state
     )
-    saved = Checkpoints(Path(task.checkpoints) / folder_of(training)) if task.checkpoints else None
+    saved = Checkpoints(Path(task.checkpoints) / folder_of(training, optimizer_state)) if task.checkpoints else None
     if saved and (found := saved.restore_latest(training.state)):
         training = training._replace(epoch=found[0], state=found[1])
     while training.epoch < task.epochs:
@@ -188,8 +188,13 @@ def fitted(training: Training) -> Fitted:
     )
 
 
-def folder_of(training: Training) -> str:
-    """Where a training saves itself: its name, and a digest of all that it starts from but its data and functions."""
+def folder_of(training: Training, optimizer_state: optax.OptState | None = None) -> str:
+    """Where a training saves itself: its name, and a digest of all that it starts from but its data and functions.
+
+    Args:
+      training: before its first epoch.
+      optimizer_state: where the optimizer's state starts; None: fresh.
+    """
     task, plan, state = training.task, training.plan, training.state
     samples = None if task.samples is None else np.asarray(task.samples).tolist()
     options = (
@@ -208,7 +213,7 @@ def folder_of(training: Training) -> str:
         training.masks,
         state.trainable,
         state.moved,
-        state.optimizer,
+        optimizer_state,
     )
     for name, leaf in trees.HostModel(start).items():
         digest.update(fingerprint.leaf_digest(name, leaf))

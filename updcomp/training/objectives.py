@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -179,12 +179,15 @@ def mean_score(
     return mean.value
 
 
-def make_score(objective: Objective, *, batch_size: int = BATCH_SIZE) -> Callable[[PyTree, PyTree], float]:
+def make_score(
+    objective: Objective, *, batch_size: int = BATCH_SIZE, batch_axes: Sequence[str] | None = None
+) -> Callable[[PyTree, PyTree], float]:
     """The score on data that stay on the host, of any number of rows.
 
     Args:
       objective: has the score.
       batch_size: rows per compiled call.
+      batch_axes: of a sharded model's mesh, the axes that batches are split over, as in `Task`.
 
     Returns:
       A function (variables, data) -> score; NaN where there are no rows.
@@ -199,7 +202,7 @@ def make_score(objective: Objective, *, batch_size: int = BATCH_SIZE) -> Callabl
         rows = batches.rows(data)
         size = _even_size(rows, batch_size)
         mesh = devices.mesh_of(variables)
-        variables, sharding = devices.place(variables, mesh), devices.batch_sharding(mesh)
+        variables, sharding = devices.place(variables, mesh), devices.batch_sharding(mesh, batch_axes)
         slices = (
             jax.tree.map(lambda leaf, start=start: leaf[start : start + size], data) for start in range(0, rows, size)
         )

@@ -1,8 +1,8 @@
 """Prepared datasets of TensorFlow Datasets, read from their files alone: neither TensorFlow nor its code."""
 
+import fcntl
 import math
 import os
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,16 +121,21 @@ def _resized(folder: Path, builder: Any, split: str, image: str, label: str, siz
     if not images_file.exists():
         source = _encoded(builder, split)
         shape = (len(source), size, size, builder.info.features[image].shape[-1])
-        unfinished = images_file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.unfinished")
+        lock, images, labels = (images_file.with_suffix(suffix) for suffix in (".lock", ".unfinished", ".labels"))
         try:
-            with open(unfinished, "wb") as file:
-                np.save(labels_file, _write_resized(file, source, image, label, shape))
-            unfinished.rename(images_file)
+            with open(lock, "w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)  # what another process writes meanwhile is not written again
+                if not images_file.exists():
+                    with open(images, "wb") as file, open(labels, "wb") as numbers:
+                        np.save(numbers, _write_resized(file, source, image, label, shape))
+                    labels.rename(labels_file)
+                    images.rename(images_file)
         except OSError as error:
             expected = f"expected to write {math.prod(shape) / 1e9:.3g} GB of resized images, found: {error}"
             raise DatasetError(f"{folder}: {expected}; make room, or copy the dataset to a folder of yours") from error
         finally:
-            unfinished.unlink(missing_ok=True)
+            for path in (lock, images, labels):
+                path.unlink(missing_ok=True)
     return Dataset(np.load(images_file, mmap_mode="r"), np.load(labels_file))
 
 

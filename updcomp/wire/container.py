@@ -125,7 +125,7 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
     Raises:
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
-    yield from _new_leaves(update, base, _base_digests(update, base), budget, all_leaves=True)
+    yield from _new_leaves(update, base, _base_digests(update, base, read_ahead=True), budget, all_leaves=True)
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -158,10 +158,10 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
         raise _wrong_base(expected, known)
 
 
-def _base_digests(update: bytes, base: dtypes.Model) -> dict[str, bytes]:
+def _base_digests(update: bytes, base: dtypes.Model, *, read_ahead: bool = False) -> dict[str, bytes]:
     """The digests of the base's leaves, that being the one that the update starts from."""
     header.fingerprints(update)  # refuses damage before the base is read
-    digests = fingerprint.of_leaves(base)
+    digests = fingerprint.of_leaves(base, read_ahead=read_ahead)
     check_base(update, [fingerprint.of_digests(digests)])
     return digests
 
@@ -192,6 +192,9 @@ def _new_leaves(
             del old, block
         changed.add(name, leaf)
         yield name, leaf
+        if not all_leaves:
+            changed.wait()
+        del leaf
     blocks.finish()
     if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:
         raise errors.CorruptUpdateError(_mismatch(parts.result, found))

@@ -29,13 +29,17 @@ class Blocks:
     def take(self, name: str, old: dtypes.Array) -> None:
         """The next held leaf of the base, and what the packet makes of it."""
         self._before.add(name, old)
-        if name not in self._sent.blocks:
-            return
+        if name in self._sent.blocks:
+            self._write(name, old)
+        self._before.wait()  # the caller may drop this leaf before it makes the next one
+        self._after.wait()
+
+    def _write(self, name: str, old: dtypes.Array) -> None:
         block, head = self._block(name, old)
         with errors.of_leaf(name):
             cost = head.kind.cost(head, self._specs[name], rans.MAX_LANES)
         try:
-            # No coding of a block is cheaper to decode than one of the most lanes: what that is too dear for ends here.
+            # Decoding is cheapest with the most lanes: a block that is beyond the budget even then is refused now.
             self._charged.charge(cost)
         except errors.CostError:
             self._refuse()

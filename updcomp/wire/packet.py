@@ -1,6 +1,6 @@
 """What an update says, before it becomes bytes: one block of integers per sent leaf.
 
-A packet is exact and small: everything in it is an integer, a step of sixteen bits, or the bits of a new leaf. Both
+A packet is exact: everything in it is an integer, a step of sixteen bits, or the bits of a new leaf. Both
 sides turn it into weights with the same NumPy code (`updcomp.wire.apply`), so what the server evaluates is what the
 device runs. A leaf without a block stays as it is. A block's view says how its leaf is read as matrices of shape
 (fan_in, fan_out), one or a stack of them; by default the last axis is fan_out and the others are flattened.
