@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments import report
 from experiments.report import Report, Table
 from experiments.scale_cells import RATIO
@@ -122,18 +120,24 @@ def _megabytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 1e6:.0f}"
 
 
+def _on_one_mesh(cells: Cells) -> tuple[str, list[dict[str, Any]]]:
+    """The mesh with most sizes, and of these with most devices; and its figures by size."""
+    meshes = [name.split()[1] for name in cells]
+    mesh = max(meshes, key=lambda mesh: (meshes.count(mesh), "data" not in mesh, int(mesh.removeprefix("data"))))
+    same = [cell for name, cell in cells.items() if name.split()[1] == mesh]
+    return mesh, sorted(same, key=lambda cell: cell["weights"])
+
+
 def _shown(cells: Cells) -> str:
     """What the figures say of growth, in one paragraph."""
-    said = []
-    for mesh in dict.fromkeys(name.split()[1] for name in cells):
-        same = sorted((cell for name, cell in cells.items() if name.split()[1] == mesh), key=lambda c: c["weights"])
-        if len(same) < 2:
-            continue
-        weights = np.log([cell["weights"] for cell in same])
-        powers = {what: np.polyfit(weights, np.log(_seconds(same, what)), 1)[0] for what in ("select", "encode")}
-        grown = ", ".join(f"{what} as weights^{power:.2f}" for what, power in powers.items())
-        bytes_ = " and ".join(dict.fromkeys(f"{_sum(cell['select']):,}" for cell in same))
-        said.append(f"On mesh {mesh} seconds grow: {grown}; selecting exchanges {bytes_} B a device.")
+    mesh, same = _on_one_mesh(cells)
+    weights = [cell["weights"] for cell in same]
+    said = [f"On mesh {mesh}, from {weights[0]:,} to {weights[-1]:,} weights:"]
+    for what in ("select", "encode"):
+        each = [1e9 * cell[what]["seconds"] / cell["weights"] for cell in same]
+        said.append(f"{what} takes {each[0]:.1f} to {each[-1]:.1f} ns a weight;")
+    received = " and ".join(dict.fromkeys(f"{_sum(cell['select']):,}" for cell in same))
+    said.append(f"selecting exchanges {received} B a device.")
     gathered = [way["gathered_leaves"] for cell in cells.values() for way in cell["train"].values() if way]
     uneven = [way["split"] for cell in cells.values() for way in (*cell["train"].values(), cell["select"]) if way]
     said.append(f"No step gathers more than {max(gathered):.2f} of the largest leaf.")
@@ -168,19 +172,18 @@ def _projected(model: Beyond, cell: dict[str, Any]) -> str:
 
 def _draw(panels: list[Any], cells: Cells) -> None:
     """Above, seconds against weights; below, bytes of a device."""
-    meshes = [name.split()[1] for name in cells]
-    mesh = max(meshes, key=lambda mesh: (meshes.count(mesh), "data" not in mesh, int(mesh.removeprefix("data"))))
-    same = sorted((cell for name, cell in cells.items() if name.split()[1] == mesh), key=lambda cell: cell["weights"])
+    mesh, same = _on_one_mesh(cells)
     weights = [cell["weights"] for cell in same]
     quarter = next(iter(WAYS))
     trained = [cell for cell in same if cell["train"][quarter]]
     above, below = panels
-    for what, seconds in {"select": _seconds(same, "select"), "encode": _seconds(same, "encode")}.items():
-        above.plot(weights, seconds, marker="o", label=f"{what}")
     steps = [cell["train"][quarter] for cell in trained]
     at = [cell["weights"] for cell in trained]
+    encoding = _seconds(same, "encode")
+    above.plot(weights, _seconds(same, "select"), marker="o", label="select")
     above.plot(at, [way["seconds"] for way in steps], marker="o", label=f"a step, {quarter}")
-    above.plot(weights, [same[0]["select"]["seconds"] * w / weights[0] for w in weights], ":", c="gray", label="linear")
+    above.plot(weights, encoding, marker="o", label="encode")
+    above.plot(weights, [encoding[0] * size / weights[0] for size in weights], ":", c="gray", label="linear")
     below.plot(weights, [_held(cell["select"]) for cell in same], marker="o", label="held while selecting")
     below.plot(at, [_held(way) for way in steps], marker="o", label=f"held in a step, {quarter}")
     below.plot(weights, [_sum(cell["select"]) for cell in same], marker="o", label="received while selecting")
