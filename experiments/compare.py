@@ -47,7 +47,7 @@ def run(
 ) -> list[Row]:
     """Trains, sends, applies and measures every update; what is in `results.jsonl` already is not done again.
 
-    Several processes with the same flags share the work.
+    Several runs with the same flags share the work.
 
     Args:
       config: what is compared: a `ComparisonConfig` with all that `worlds` needs.

@@ -158,7 +158,7 @@ def _rate_of(name: str) -> str:
 def run(config: Config, workdir: Path) -> list[Row]:
     """Trains, sends, applies and measures every update; what is in `results.jsonl` already is not done again.
 
-    Several processes with the same flags share the work.
+    Several runs with the same flags share the work.
 
     Args:
       config: what is compared.

@@ -116,7 +116,7 @@ VARIANTS = {
 def run(config: Config, workdir: Path) -> list[Row]:
     """Runs every method over all rounds; what is in `results.jsonl` already is not done again.
 
-    Several processes with the same flags share the work, a method and seed each.
+    Several runs with the same flags share the work, a method and seed each.
 
     Args:
       config: what is compared.
