@@ -1,20 +1,22 @@
-"""The server's command line: `python -m updcomp diff | apply | inspect` on `.safetensors`, `.npz` and Orbax folders."""
+"""The server's command line: `python -m updcomp diff | apply | inspect` on model files and folders."""
 
 import argparse
+import contextlib
+import functools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from updcomp.edge import applying, command_line, files, model_commands, replacing
+from updcomp.edge import applying, command_line, files, model_commands, replacing, shards
 from updcomp.edge.reading import is_standard
 from updcomp.wire import container, dtypes
 from updcomp.wire.errors import BudgetError, Error, FileError
 from updcomp.wire.packet import Packet
 
 try:
-    from updcomp import api, trees
+    from updcomp import differences, trees
     from updcomp.training.checkpoints import load_model, save_model
 except ModuleNotFoundError as missing:
     message = f"python -m updcomp needs {missing.name}: install updcomp[server]; a device has python -m updcomp.edge"
@@ -22,7 +24,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 _Metadata = tuple[dict[str, str], dict[str, str]] | None
-_FORMATS = ".safetensors or .npz files, or folders of Orbax checkpoints"
+_FORMATS = ".safetensors or .npz, a folder of .safetensors shards, or an Orbax folder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = f"Updates between models: {_FORMATS}."
+    about = f"Updates between models, each of them {_FORMATS}."
     parser = argparse.ArgumentParser(prog="python -m updcomp", description=about)
     commands = parser.add_subparsers(title="commands", required=True)
 
@@ -49,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     size = diff.add_mutually_exclusive_group()
     size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
     size.add_argument("--max-bytes", type=int, help="lossy: the update is at most this long")
+    common = "leave out leaves that one of the models lacks: the device keeps its own, and gets no others"
+    diff.add_argument("--common-only", action="store_true", help=common)
     command_line.add_budget(diff)
     diff.set_defaults(run=_diff)
 
@@ -60,30 +64,48 @@ def _parser() -> argparse.ArgumentParser:
 def _diff(options: argparse.Namespace) -> None:
     if options.step is not None and not 0 < options.step < float("inf"):
         raise Error(f"--step: expected a positive number, found {options.step}")
-    replacing.check_output(options.output, options.old, options.new)
-    old, new = _read(options.old), _read(options.new)
-    travels = all(files.keeps_metadata(path) and not os.path.isdir(path) for path in (options.old, options.new))
-    metadata = (old.metadata, new.metadata) if travels else None
-    packet = _packet(old.model, new.model, metadata, options)
-    update = container.encode(packet, old.model, metadata=metadata, budget=options.budget)
+    inputs = [file for path in (options.old, options.new) for file in _files(path)]
+    replacing.check_output(options.output, *inputs)
+    with _opened(options.old) as old, _opened(options.new) as new:
+        travels = files.keeps_metadata(options.old) and files.keeps_metadata(options.new)
+        metadata = (old.metadata, new.metadata) if travels else None
+        base = differences.Recent(old.model)
+        packet = _packet(base, new.model, metadata, options)
+        update = container.encode(packet, base, metadata=metadata, budget=options.budget)
+        whole = sum(spec.nbytes for spec in dtypes.specs(new.model).values())
+        left = _left_out(old.model, new.model)
     files.write_bytes(options.output, update)
-    whole = sum(leaf.nbytes for leaf in new.model.values())
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
     size = f"{len(update):,} bytes in place of {whole:,} ({whole / len(update):,.1f} times smaller)"
-    command_line.say(f"{name}: {size}", f"{name}: metadata: {_told(metadata)}", to_stderr=to_stderr)
+    said = (size, f"metadata: {_told(metadata)}", *left)
+    command_line.say(*(f"{name}: {line}" for line in said), to_stderr=to_stderr)
 
 
 def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> Packet:
     """The difference of the leaves, in the bytes that the metadata leave."""
+    diff = functools.partial(differences.between, old, new, budget=options.budget, common_only=options.common_only)
     if options.max_bytes is None or not any(metadata or ()):
-        return api.diff(old, new, step=options.step, max_bytes=options.max_bytes, budget=options.budget)
+        return diff(step=options.step, max_bytes=options.max_bytes)
     taken, without = (
         len(container.encode(Packet({}), old, metadata=texts, budget=math.inf)) for texts in (metadata, None)
     )
     try:
-        return api.diff(old, new, max_bytes=options.max_bytes - (taken - without), budget=options.budget)
+        return diff(max_bytes=options.max_bytes - (taken - without))
     except BudgetError as error:
         raise BudgetError(f"{error}, beside {taken - without} of metadata") from None
+
+
+def _left_out(old: dtypes.Model, new: dtypes.Model) -> list[str]:
+    """What `--common-only` left out."""
+    names = dtypes.specs(old), dtypes.specs(new)
+    told = [
+        (verb, sorted(one - other))
+        for verb, one, other in (
+            ("keeps leaves that only OLD has", set(names[0]), set(names[1])),
+            ("leaves out leaves that only NEW has", set(names[1]), set(names[0])),
+        )
+    ]
+    return [f"{verb}: {differences.listed(leaves)}" for verb, leaves in told if leaves]
 
 
 def _told(metadata: _Metadata) -> str:
@@ -98,7 +120,7 @@ def _told(metadata: _Metadata) -> str:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    if not os.path.isdir(options.old):
+    if not _is_orbax(options.old):
         model_commands.apply(options)
         return
     if is_standard(options.output):
@@ -119,9 +141,23 @@ def _apply(options: argparse.Namespace) -> None:
         model_commands.note_lost_metadata()
 
 
-def _read(path: Path) -> files.ModelFile:
-    """A model file, or an Orbax folder as one: its leaves by path."""
-    return files.ModelFile(trees.to_model(load_model(path)), {}) if os.path.isdir(path) else files.read_model(path)
+def _is_orbax(path: Path) -> bool:
+    return os.path.isdir(path) and not shards.is_folder(path)
+
+
+def _files(path: Path) -> list[Path]:
+    """What a model is read from."""
+    return [path] if _is_orbax(path) else shards.files_of(path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[files.ModelFile]:
+    """A model whose leaves are read when they are asked for; an Orbax folder's are all read, and named by path."""
+    if _is_orbax(path):
+        yield files.ModelFile(trees.to_model(load_model(path)), {})
+        return
+    with files.open_model(path) as opened:
+        yield opened
 
 
 if __name__ == "__main__":

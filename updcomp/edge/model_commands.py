@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import TypeAlias
 
-from updcomp.edge import applying, files, replacing
+from updcomp.edge import applying, files
 from updcomp.edge.command_line import about, add_budget, say, say_json
 from updcomp.edge.reading import is_standard
 from updcomp.wire import dtypes, inspection
@@ -25,7 +25,7 @@ def add_apply(commands: Commands, formats: str) -> argparse.ArgumentParser:
     """
     command = _add(commands, "apply", "make NEW from OLD and UPDATE, verified")
     _add_models(command, formats)
-    text = f"new model, {formats}; - for standard output, in OLD's format"
+    text = "new model: a model file; - for standard output, in OLD's format; of a model in a folder, a new folder"
     command.add_argument("-o", "--output", metavar="NEW", required=True, help=text)
     command.set_defaults(run=apply)
     return command
@@ -48,9 +48,7 @@ def add_inspect(commands: Commands) -> None:
 
 def apply(options: argparse.Namespace) -> None:
     """Runs `apply` on model files."""
-    replacing.check_output(options.output, options.old, options.update)
-    if not is_standard(options.output):
-        files.check_suffix(options.output)
+    files.check_output(options.output, options.old, options.update)
     update = _update_for(options)
     with about(options.update):
         is_whole = applying.apply_file(options.old, update, options.output, budget=options.budget)
