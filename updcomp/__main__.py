@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from updcomp.edge import applying, command_line, files, model_commands, replacing, shards
+from updcomp.edge import applying, command_line, files, model_commands, progress, replacing, shards
 from updcomp.edge.reading import is_standard
-from updcomp.wire import container, dtypes
+from updcomp.wire import container, dtypes, recent, squashing
 from updcomp.wire.errors import BudgetError, Error, FileError
 from updcomp.wire.packet import Packet
 
@@ -25,6 +25,8 @@ except ModuleNotFoundError as missing:
 
 _Metadata = tuple[dict[str, str], dict[str, str]] | None
 _FORMATS = ".safetensors or .npz, a folder of .safetensors shards, or an Orbax folder"
+
+_SQUASHED = "Makes one update of several in a row: it makes the very model that they make, bit for bit."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,19 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     about = f"Updates between models, each of them {_FORMATS}."
     parser = argparse.ArgumentParser(prog="python -m updcomp", description=about)
+    command_line.add_version(parser)
     commands = parser.add_subparsers(title="commands", required=True)
 
     diff = commands.add_parser("diff", help="make the update from OLD to NEW", description=about)
     diff.add_argument("old", metavar="OLD", type=Path, help="model that the devices hold")
     diff.add_argument("new", metavar="NEW", type=Path, help="model that they should hold")
     diff.add_argument("-o", "--output", metavar="UPDATE", required=True, help="update file; - for standard output")
+    most = "lossy: the update is at most this long, in bytes or such as 500kB, 1MB or 1MiB"
     size = diff.add_mutually_exclusive_group()
     size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
-    size.add_argument("--max-bytes", type=int, help="lossy: the update is at most this long")
+    size.add_argument("--max-bytes", metavar="SIZE", type=command_line.byte_count, help=most)
     common = "leave out leaves that one of the models lacks: the device keeps its own, and gets no others"
     diff.add_argument("--common-only", action="store_true", help=common)
     command_line.add_budget(diff)
     diff.set_defaults(run=_diff)
+
+    squash = commands.add_parser("squash", help="make one update of several in a row", description=_SQUASHED)
+    squash.add_argument(
+        "updates", metavar="UPDATE", nargs="+", help="update files in their order; - for standard input"
+    )
+    squash.add_argument("old", metavar="OLD", type=Path, help="model that the first update starts from")
+    squash.add_argument("-o", "--output", metavar="UPDATE", required=True, help="update file; - for standard output")
+    command_line.add_budget(squash)
+    squash.set_defaults(run=_squash)
 
     model_commands.add_apply(commands, _FORMATS).set_defaults(run=_apply)
     model_commands.add_inspect(commands)
@@ -69,16 +82,35 @@ def _diff(options: argparse.Namespace) -> None:
     with _opened(options.old) as old, _opened(options.new) as new:
         travels = files.keeps_metadata(options.old) and files.keeps_metadata(options.new)
         metadata = (old.metadata, new.metadata) if travels else None
-        base = differences.Recent(old.model)
-        packet = _packet(base, new.model, metadata, options)
-        update = container.encode(packet, base, metadata=metadata, budget=options.budget)
-        whole = sum(spec.nbytes for spec in dtypes.specs(new.model).values())
+        base, whole = recent.Recent(old.model), _size(new.model)
+        # A bound on the bytes is met in a number of readings that is not known before.
+        total = _size(old.model) + whole if options.max_bytes is None else None
+        with progress.shown("diff", total):
+            packet = _packet(base, new.model, metadata, options)
+            update = container.encode(packet, base, metadata=metadata, budget=options.budget)
         left = _left_out(old.model, new.model)
     files.write_bytes(options.output, update)
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
     size = f"{len(update):,} bytes in place of {whole:,} ({whole / len(update):,.1f} times smaller)"
     said = (size, f"metadata: {_told(metadata)}", *left)
     command_line.say(*(f"{name}: {line}" for line in said), to_stderr=to_stderr)
+
+
+def _squash(options: argparse.Namespace) -> None:
+    replacing.check_output(options.output, *options.updates, *_files(options.old))
+    with _opened(options.old) as old:
+        updates = [files.read_update(path, dtypes.specs(old.model)) for path in options.updates]
+        metadata = old.metadata if files.keeps_metadata(options.old) else None
+        with progress.shown("squash"):
+            update = squashing.squash(updates, old.model, metadata=metadata, budget=options.budget)
+    files.write_bytes(options.output, update)
+    name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
+    before = " + ".join(f"{len(one):,}" for one in updates)
+    command_line.say(f"{name}: {len(update):,} bytes in place of {before}", to_stderr=to_stderr)
+
+
+def _size(model: dtypes.Model) -> int:
+    return sum(spec.nbytes for spec in dtypes.specs(model).values())
 
 
 def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> Packet:

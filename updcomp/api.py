@@ -1,10 +1,11 @@
-"""The four functions on any pytree: diff, encode, apply, inspect."""
+"""The functions on any pytree: diff, encode, apply, inspect, pack, squash."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from updcomp import arrays, changes, differences
 from updcomp.trees import HostModel, PyTree, subtrees_at, with_leaves
-from updcomp.wire import container, dtypes, inspection, versions
+from updcomp.wire import container, dtypes, inspection, recent, squashing, versions
 from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.packet import Packet
 
@@ -117,7 +118,7 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
         )
     base: dtypes.Model = HostModel(deployed)
     if isinstance(packet.blocks, changes.Changes):  # which are made of the very leaf that is hashed
-        base = differences.Recent(base)
+        base = recent.Recent(base)
         packet = packet._replace(blocks=packet.blocks.on(base))
     return container.encode(packet, base, budget=budget)
 
@@ -142,6 +143,44 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
     return with_leaves(deployed, container.changed_leaves(update, HostModel(deployed), budget=budget))
+
+
+def squash(
+    updates: Sequence[bytes],
+    deployed: PyTree,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    budget: float = 1.0,
+) -> bytes:
+    """Several updates in a row as one: it makes the very model that they make, bit for bit.
+
+    A leaf that one of them touches keeps its block, lossy or not; what several touch becomes exact. If an exact update
+    between the first model and the last is smaller, it is that.
+
+    Args:
+      updates: the first starts from the deployed model, each other one from what the one before it makes.
+      deployed: the model that the first starts from.
+      metadata: of its model file, where an update was made between files that have some.
+      budget: how much work and memory applying one update may take, as in `encode`.
+
+    Returns:
+      An update file's content; that it makes what the last one promises has been checked.
+
+    Raises:
+      WrongBaseError: an update does not start from what is before it.
+      CorruptUpdateError: one is damaged.
+      CostError: one takes more than the budget.
+      Error: an argument is not bytes, or there is none, or the metadata are missing.
+
+    >>> import numpy as np
+    >>> models = [{"w": np.float32([number, 0])} for number in range(3)]
+    >>> updates = [encode(diff(old, new), old) for old, new in zip(models, models[1:])]
+    >>> apply(squash(updates, models[0]), models[0])["w"].tolist()
+    [2.0, 0.0]
+    """
+    for update in updates:
+        _check_bytes(update, "updcomp.squash([first, second], deployed)")
+    return squashing.squash(updates, HostModel(deployed), metadata=metadata, budget=budget)
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -19,31 +19,6 @@ _LOSSY = ("float16", "bfloat16", "float32", "float64")
 _SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
 _BISECTIONS = 20
 _MOST_TOLD = 20  # names of leaves in a message
-
-
-class Recent(Mapping[str, dtypes.Array]):
-    """A model whose last leaf is kept, so that what asks for the same leaf next needs not read it again."""
-
-    def __init__(self, model: dtypes.Model) -> None:
-        """Reads nothing yet.
-
-        Args:
-          model: leaf name -> array, such as an open file's.
-        """
-        self.specs = dtypes.specs(model)
-        self._model, self._name, self._leaf = model, "", np.empty(0)
-
-    def __getitem__(self, name: str) -> dtypes.Array:
-        if name != self._name or name not in self.specs:
-            self._leaf = np.empty(0)  # before the next one takes its place
-            self._leaf, self._name = self._model[name], name
-        return self._leaf
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._model)
-
-    def __len__(self) -> int:
-        return len(self._model)
 
 
 def names(before: dtypes.Model, after: dtypes.Model, *, common_only: bool = False) -> list[str]:
@@ -160,7 +135,7 @@ def _block(name: str, before: dtypes.Model, after: dtypes.Model, step: float | N
 def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """New - old in float64: zero where the bits are equal, not finite where a changed weight is not."""
     with np.errstate(invalid="ignore", over="ignore"):
-        delta = dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old)
+        delta = np.asarray(dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old))  # of 0-d leaves too
     delta[(dtypes.flat_bits(old) == dtypes.flat_bits(new)).reshape(delta.shape)] = 0
     return delta
 

@@ -110,6 +110,9 @@ class _OpenShards(Mapping[str, dtypes.Array]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
+        return name in self.specs
+
     def __len__(self) -> int:
         return len(self.specs)
 
@@ -138,6 +141,9 @@ class _OpenModel(Mapping[str, dtypes.Array]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
+
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
+        return name in self.specs
 
     def __len__(self) -> int:
         return len(self.specs)
