@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import sys
 import threading
 import types
 
@@ -11,10 +12,12 @@ import pytest
 import safetensors.numpy
 
 import updcomp
+from tests.edge.running import run as start
 from tests.edge.test_shards import FIRST, HOMES, INDEX, NEW, OLD, SECOND, tree, write
 from updcomp import __main__ as server
 from updcomp.edge import __main__ as device
 from updcomp.edge import command_line, files, opening, progress
+from updcomp.training import checkpoints
 from updcomp.wire import container, fingerprint, header
 
 MODELS = OLD, NEW, NEW | {"b": OLD["b"] + np.int16(1)}
@@ -61,11 +64,22 @@ def test_shards_files_and_orbax_folders_meet(tmp_path, capsys):
     for path in (old, one):
         run("apply", path, tmp_path / "upd", "-o", tmp_path / "out.safetensors")
         assert held(tmp_path / "out.safetensors") == fingerprint.of(NEW)
-    server.save_model(tmp_path / "orbax", NEW)
+    checkpoints.save_model(tmp_path / "orbax", NEW)
     run("diff", old, tmp_path / "orbax", "-o", tmp_path / "upd")
     assert "metadata: none travels" in capsys.readouterr().out
     run("apply", old, tmp_path / "upd", "-o", tmp_path / "out")
     assert held(tmp_path / "out") == fingerprint.of(NEW)
+
+
+def test_files_need_numpy_alone_and_orbax_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "old"), write(tmp_path / "new", NEW), (tmp_path / "orbax").mkdir()
+    code = "import sys; sys.modules['jax'] = None; from updcomp.__main__ import main; sys.exit(main())"
+    arguments = ("diff", "old", "new", "-o", "upd")
+    assert start(*arguments, cwd=tmp_path, start=("-c", code)).returncode == 0
+    monkeypatch.setitem(sys.modules, "updcomp.training.checkpoints", None)
+    monkeypatch.delattr(updcomp.training, "checkpoints")
+    error = refused(capsys, "diff", tmp_path / "old", tmp_path / "orbax", "-o", tmp_path / "upd")
+    assert error == "an Orbax folder needs updcomp.training.checkpoints: install updcomp[server]\n"
 
 
 def test_an_update_replaces_no_shard(tmp_path, capsys):

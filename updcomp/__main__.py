@@ -8,20 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
+from updcomp import differences
 from updcomp.edge import applying, command_line, files, model_commands, progress, replacing, shards
 from updcomp.edge.reading import is_standard
 from updcomp.wire import container, dtypes, recent, squashing
 from updcomp.wire.errors import BudgetError, Error, FileError
 from updcomp.wire.packet import Packet
-
-try:
-    from updcomp import differences, trees
-    from updcomp.training.checkpoints import load_model, save_model
-except ModuleNotFoundError as missing:
-    message = f"python -m updcomp needs {missing.name}: install updcomp[server]; a device has python -m updcomp.edge"
-    print(f"updcomp: error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 _Metadata = tuple[dict[str, str], dict[str, str]] | None
 _FORMATS = ".safetensors or .npz, a folder of .safetensors shards, or an Orbax folder"
@@ -158,7 +152,8 @@ def _apply(options: argparse.Namespace) -> None:
     if is_standard(options.output):
         raise FileError("-o: expected the name of a folder or model file, found -; an Orbax model is no file")
     replacing.check_output(options.output, options.old, options.update)
-    tree = load_model(options.old)
+    trees, checkpoints = _orbax()
+    tree = checkpoints.load_model(options.old)
     old = trees.to_model(tree)
     update = files.read_update(options.update, dtypes.specs(old))
     with command_line.about(options.update):
@@ -168,13 +163,23 @@ def _apply(options: argparse.Namespace) -> None:
         files.write_model(options.output, new, metadata)
     else:
         with command_line.undisturbed():  # Orbax leaves what it had begun
-            save_model(options.output, trees.from_model(new, tree))
+            checkpoints.save_model(options.output, trees.from_model(new, tree))
     if not (is_whole and (not metadata or files.keeps_metadata(options.output))):
         model_commands.note_lost_metadata()
 
 
 def _is_orbax(path: Path) -> bool:
     return os.path.isdir(path) and not shards.is_folder(path)
+
+
+def _orbax() -> tuple[ModuleType, ModuleType]:
+    """The modules for pytrees and their folders; imported here, since they take seconds, and files do without."""
+    try:
+        from updcomp import trees
+        from updcomp.training import checkpoints
+    except ModuleNotFoundError as missing:
+        raise Error(f"an Orbax folder needs {missing.name}: install updcomp[server]") from None
+    return trees, checkpoints
 
 
 def _files(path: Path) -> list[Path]:
@@ -186,7 +191,8 @@ def _files(path: Path) -> list[Path]:
 def _opened(path: Path) -> Iterator[files.ModelFile]:
     """A model whose leaves are read when they are asked for; an Orbax folder's are all read, and named by path."""
     if _is_orbax(path):
-        yield files.ModelFile(trees.to_model(load_model(path)), {})
+        trees, checkpoints = _orbax()
+        yield files.ModelFile(trees.to_model(checkpoints.load_model(path)), {})
         return
     with files.open_model(path) as opened:
         yield opened
