@@ -183,10 +183,33 @@ def test_shards_that_do_not_fit_the_index_are_refused(folder, damage, message, c
     assert_refused(folder, capsys, "verify", "old", "update", message=message)
 
 
-def test_an_index_is_not_read_beyond_eight_megabytes(folder, capsys):
+def test_an_index_is_not_read_beyond_its_largest_size(folder, capsys):
     with (folder / "old" / INDEX).open("a") as file:
-        file.truncate((8 << 20) + 1)
-    assert_refused(folder, capsys, "verify", "old", "update", message="expected at most 8,388,608 bytes")
+        file.truncate((32 << 20) + 1)
+    assert_refused(folder, capsys, "verify", "old", "update", message="expected at most 33,554,432 bytes")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{" + ",".join(f'"{i}":[]' for i in range(500_000)) + "}", "index: expected at most 64 fields, found more"),
+        ('{"a":[' + "[]," * 2_000_000 + "[]]}", "index: 'a': expected JSON of at most 262144 characters"),
+        ('{"a":' + "[" * 1_000_000 + "}", "index: expected a JSON object"),
+        (
+            '{"weight_map":{' + ",".join(f'"{i}":""' for i in range(500_000)) + "}}",
+            "weight_map: leaf '0': expected the",
+        ),
+    ],
+    ids=["fields", "a long field", "nested", "leaves"],
+)
+def test_an_index_takes_no_more_memory_than_a_few_times_its_size(folder, content, message):
+    (folder / "old" / INDEX).write_text(content)
+
+    def read():
+        with pytest.raises(errors.FileError, match=message):
+            files.read_model(folder / "old")
+
+    assert peak(read) < 64 << 20
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class _Format(Protocol):
 
 FORMATS: dict[str, _Format] = {".safetensors": safetensors, ".npz": npz}
 SUFFIXES = tuple(FORMATS)
+_ENDINGS = " or ".join(SUFFIXES)
 
 
 class ModelFile(NamedTuple):
@@ -39,7 +40,7 @@ def check_suffix(path: AnyPath) -> None:
       FileError: it does not.
     """
     if Path(path).suffix not in SUFFIXES:
-        raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
+        raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {_ENDINGS}")
 
 
 @contextlib.contextmanager
@@ -79,6 +80,8 @@ def open_model(path: AnyPath) -> Iterator[ModelFile]:
 
 
 def _opened(path: Path, stack: contextlib.ExitStack) -> "_OpenModel":
+    if path.suffix not in SUFFIXES and not path.exists():
+        raise errors.FileError(f"{path}: expected a model file ending in {_ENDINGS}, or a folder, found nothing")
     check_suffix(path)
     with _reading(path):
         file = stack.enter_context(open_file(path))

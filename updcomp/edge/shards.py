@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from updcomp.edge import formats, objects
+from updcomp.edge import objects
 from updcomp.edge.reading import AnyPath, named, read_bytes
 from updcomp.wire import dtypes, errors
 
@@ -19,6 +19,9 @@ SHARD, INDEX = ".safetensors", ".index.json"
 
 _FIRST = ("model.safetensors.index.json", "model.safetensors")
 _MAP = "weight_map"
+_LARGEST = 32 << 20  # bytes of an index; those of the largest models have 9 MB
+_MOST_FIELDS = 64  # of an index, beside the places of leaves
+_LONGEST_FIELD = 1 << 18  # characters: JSON that is read takes thirty times its size
 _JSON = json.JSONDecoder()
 
 
@@ -93,18 +96,29 @@ def read_index(path: Path) -> Index:
     Raises:
       FileError: it cannot be read, is no such index, or names a file that is no shard beside it.
     """
-    content = read_bytes(path, most=formats.LARGEST_INDEX)
+    content = read_bytes(path, most=_LARGEST)
     with named(path):
-        homes = objects.parse(content, _field, what="index").get(_MAP)
+        homes = objects.parse(content, _fields(), what="index").get(_MAP)
         if not isinstance(homes, dict):
             raise errors.FileError(f"index: expected {_MAP}, an object of leaf names and file names")
     return Index(path.name, content, homes)
 
 
-def _field(name: str, text: str, at: int) -> tuple[Any, int]:
-    if name == _MAP and text[at : at + 1] == "{":
-        return objects.read(text, at, _home, what=_MAP)
-    return None, _JSON.raw_decode(text, at)[1]
+def _fields() -> objects.Value:
+    """What reads the fields of one index."""
+    left = iter(range(_MOST_FIELDS))
+
+    def field(name: str, text: str, at: int) -> tuple[Any, int]:
+        if name == _MAP and text[at : at + 1] == "{":
+            return objects.read(text, at, _home, what=_MAP)
+        if next(left, None) is None:
+            raise errors.FileError(f"index: expected at most {_MOST_FIELDS} fields, found more")
+        try:
+            return None, at + _JSON.raw_decode(text[at : at + _LONGEST_FIELD])[1]
+        except ValueError:
+            raise errors.FileError(f"index: {name!r}: expected JSON of at most {_LONGEST_FIELD} characters") from None
+
+    return field
 
 
 def _home(leaf: str, text: str, at: int) -> tuple[str, int]:
