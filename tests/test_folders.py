@@ -169,6 +169,7 @@ def test_updates_that_cannot_become_one_are_one_line(row, arguments, message, ca
         ("0.5GiB", 1 << 29),
         ("3B", 3),
         ("2mb", 2_000_000),
+        ("1.001kB", 1001),
     ],
 )
 def test_a_size_may_have_a_unit(text, expected):

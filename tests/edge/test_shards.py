@@ -183,6 +183,21 @@ def test_shards_that_do_not_fit_the_index_are_refused(folder, damage, message, c
     assert_refused(folder, capsys, "verify", "old", "update", message=message)
 
 
+def test_any_bytes_as_an_index_give_the_model_or_an_error(folder):
+    content = (folder / "old" / INDEX).read_bytes()
+    mutations = [content[:end] for end in range(0, len(content), 5)]
+    mutations += [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in range(len(content))]
+    read = 0
+    for mutated in mutations:
+        (folder / "old" / INDEX).write_bytes(mutated)
+        try:
+            assert fingerprint.of(files.read_model(folder / "old").model) == fingerprint.of(OLD)
+            read += 1
+        except errors.FileError:
+            pass
+    assert 0 < read < len(mutations) / 2
+
+
 def test_an_index_is_not_read_beyond_its_largest_size(folder, capsys):
     with (folder / "old" / INDEX).open("a") as file:
         file.truncate((32 << 20) + 1)

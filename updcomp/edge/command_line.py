@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import fractions
 import json
 import math
 import os
@@ -119,7 +118,7 @@ def byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected bytes such as 20000, 500kB, 1.5MB or 1MiB, found {text!r}")
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower()) if prefix else 0
-    return int(fractions.Fraction(number) * (1024 if binary else 1000) ** power)
+    return round(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _factor(text: str) -> float:
