@@ -247,9 +247,23 @@ def test_an_output_that_would_replace_something_is_refused(folder, output, messa
     assert_refused(folder, capsys, "apply", "old", "update", "-o", output, message=message)
 
 
-def test_an_empty_folder_is_filled_and_keeps_its_mode(folder):
+def test_a_model_that_is_not_there_is_said_first(folder, capsys):
+    message = "missing: expected a model file ending in .safetensors or .npz, or a folder, found nothing"
+    assert_refused(folder, capsys, "apply", "missing", "update", "-o", "new", message=message)
+
+
+def test_an_empty_folder_is_filled_and_keeps_its_mode(folder, monkeypatch):
     (folder / "new").mkdir(mode=0o700)
+    modes = []
+    apply_leaves = container.apply_leaves
+
+    def watched(*arguments, **options):
+        modes.extend(stat.S_IMODE(path.stat().st_mode) for path in folder.glob(".updcomp-*.new"))
+        yield from apply_leaves(*arguments, **options)
+
+    monkeypatch.setattr(container, "apply_leaves", watched)
     assert done(folder, "apply", "old", "update", "-o", "new") == 0
+    assert modes == [0o700]
     assert stat.S_IMODE((folder / "new").stat().st_mode) == 0o700
     assert fingerprint.of(files.read_model(folder / "new").model) == fingerprint.of(NEW)
 

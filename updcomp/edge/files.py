@@ -45,7 +45,8 @@ def check_output(new: AnyPath, old: AnyPath, *inputs: AnyPath) -> None:
     replacing.check_output(new, *shards.files_of(old), *inputs)
     if is_standard(new) and shards.is_index(shards.locate(old)):
         raise errors.FileError("-o: expected the name of a folder or model file, found -; a model of shards is no file")
-    if not is_standard(new):
+    # Of a model that is not there nobody knows whether it would be in a folder.
+    if not is_standard(new) and os.path.lexists(old):
         check_suffix(new)
 
 

@@ -65,12 +65,13 @@ def _new_folder(path: AnyPath) -> Iterator[Path]:
     target = Path(path)
     with unwritable_named(path):
         sweep(target.parent)
-        with _temporary(target.parent) as temporary:
+        # What takes the place of an empty folder, which may be private, is private until it does.
+        with _temporary(target.parent, 0o700 if target.is_dir() else 0o777) as temporary:
             yield temporary
             for name in os.listdir(temporary):
                 with open(temporary / name, "rb") as file:
                     os.fsync(file.fileno())
-            if target.is_dir():  # an empty one, which may be private
+            if target.is_dir():
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             sync_folder(temporary)
             os.rename(temporary, target)
@@ -78,13 +79,13 @@ def _new_folder(path: AnyPath) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
+def _temporary(folder: Path, mode: int) -> Iterator[Path]:
     """A new folder, locked; it is removed in the end if it has its name still."""
     with contextlib.ExitStack() as stack:
         while True:
             path = temporary_name(folder, "new")
             stack.callback(_remove, path)  # before it is there: a signal may come at any time
-            path.mkdir()
+            path.mkdir(mode)
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
