@@ -50,8 +50,8 @@ def assert_exact(old, new, packet):
 
 
 @pytest.mark.parametrize("axes", [(), ("x",), (None, "x")])
-@pytest.mark.parametrize("count", [0, 1, 7, 700, 1600])
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int8, bool, ml_dtypes.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("count", [0, 7, 1600])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, bool, ml_dtypes.float8_e4m3fn], ids=str)
 def test_changes_on_devices_are_those_on_the_host(axes, count, dtype):
     old = (RNG.normal(size=(40, 40)) > 0).astype(dtype)
     new = changed(old, count)
@@ -90,8 +90,9 @@ def test_the_same_object_is_not_looked_at(brought, monkeypatch):
     assert brought == []
 
 
-def test_leaves_on_the_host_are_neither_copied_nor_sent_when_equal():
-    old = {"a": np.ones((1 << 20) + 1, np.float32), "b": np.ones(3), "empty": np.zeros((0, 2)), "n": np.float32(1)}
+def test_leaves_on_the_host_are_neither_copied_nor_sent_when_equal(monkeypatch):
+    monkeypatch.setattr(changes, "_PIECE", 8)
+    old = {"a": np.ones(33, np.float32), "b": np.ones(3), "empty": np.zeros((0, 2)), "n": np.float32(1)}
     new = {name: leaf.copy() for name, leaf in old.items()}
     new["a"][-1] = 2
     packet = updcomp.diff(old, new)
