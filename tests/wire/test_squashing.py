@@ -48,9 +48,8 @@ def test_two_updates_of_every_kind_become_one(first, second):
 def test_a_leaf_that_one_update_touches_keeps_its_block_and_others_are_exact():
     blocks = {"a": dense(), "b": dense()}, {"b": dense(), "c": dense()}
     squashed = assert_squashes(BASE, *map(Packet, blocks))
-    kinds = {head.leaf: head.kind.name for head in header.parse(squashed).heads}
-    assert kinds == {0: "dense", 1: "exact", 2: "dense"}
     found = container.decode(squashed, BASE).blocks
+    assert {name: type(block) for name, block in found.items()} == {"a": Dense, "b": Exact, "c": Dense}
     assert np.array_equal(found["a"].values, blocks[0]["a"].values)
     assert np.array_equal(found["c"].values, blocks[1]["c"].values)
 
@@ -69,6 +68,12 @@ def test_what_comes_back_costs_nothing():
     assert squashed == container.encode(Packet({}), BASE)
 
 
+def test_an_exact_update_has_no_seed():
+    new = {name: leaf + np.float32(1) for name, leaf in BASE.items()}
+    packets = Packet({"a": Exact(new["a"])}, 7), Packet({"b": Raw(new["b"])}, 8)
+    assert header.parse(assert_squashes(BASE, *packets)).seed == 0
+
+
 def test_one_update_and_many():
     assert_squashes(BASE, Packet({"a": dense()}))
     assert_squashes(BASE, *(Packet({name: dense()}) for name in "abac"))
@@ -83,8 +88,8 @@ def test_blocks_that_depend_on_another_seed_become_exact(seeds):
         Packet({"c": Seeded(values, 0.5)}, seeds[1]),
     ]
     squashed = assert_squashes(BASE, *packets)
-    kinds = {head.leaf: head.kind.name for head in header.parse(squashed).heads}
-    assert kinds == {0: "seeded", 1: "seeded", 2: "seeded" if seeds[0] == seeds[1] else "exact"}
+    found = {name: type(block) for name, block in container.decode(squashed, BASE).blocks.items()}
+    assert found == {"a": Seeded, "b": Seeded, "c": Seeded if seeds[0] == seeds[1] else Exact}
     assert header.parse(squashed).seed == seeds[0]
 
 

@@ -8,6 +8,7 @@ from updcomp.wire import apply as apply_
 from updcomp.wire import container, decoding, dtypes, errors, fingerprint, header, recent
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.kinds.raw import Raw
 from updcomp.wire.packet import Packet
 
 
@@ -112,10 +113,10 @@ def squash(
     base = recent.Recent(base)
     result = _check_row(updates, base)
     texts = _texts(updates, metadata)
-    first = _encoded(updates, base, texts, budget, exact=False)
-    best = first[0]
-    if first[1]:  # all blocks are exact already otherwise
-        best = min(best, _encoded(updates, base, texts, budget, exact=True)[0], key=len)
+    seed = _seed(updates)
+    best, keeps = _encoded(updates, base, texts, budget, seed, exact=False)
+    if keeps or seed:  # all blocks are exact already otherwise
+        best = min(best, _encoded(updates, base, texts, budget, 0, exact=True)[0], key=len)
     if (found := header.fingerprints(best)[1]) != result:
         raise errors.CorruptUpdateError(f"result: expected the model {result.hex()}, found {found.hex()}")
     return best
@@ -157,11 +158,11 @@ def _encoded(
     base: dtypes.Model,
     texts: tuple[container.Texts, container.Texts] | None,
     budget: float,
+    seed: int,
     *,
     exact: bool,
 ) -> tuple[bytes, bool]:
     """(the one update, whether a block of it is not exact)."""
-    seed = _seed(updates)
     row = _Row(updates, base, seed, budget, exact=exact)
     update = container.encode(Packet(row, seed), base, metadata=texts, budget=budget)
     row.finish()
@@ -169,9 +170,10 @@ def _encoded(
 
 
 def _seed(updates: Sequence[bytes]) -> int:
-    """The seed of the most blocks."""
-    counts: dict[int, int] = {}
+    """The seed of the most blocks that may depend on it; 0 if there are none."""
+    counts = {0: 0}
     for update in updates:
         parts = header.parse(update)
-        counts[parts.seed] = counts.get(parts.seed, 0) + len(parts.heads)
+        found = sum(head.kind.block not in (Exact, Raw) for head in parts.heads)
+        counts[parts.seed] = counts.get(parts.seed, 0) + found
     return max(counts, key=lambda seed: counts[seed])
