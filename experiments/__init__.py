@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "language": "the same comparison of a character model that knew documentation and meets source code",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
     "neurons": "training some neurons under a budget: ways to select them, what they take, and what they gain",
+    "weight_sync": "a trainer that sends every step to a worker through files, each verified: sizes and seconds",
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",
     "bench_neurons": "memory and speed of training some neurons, beside what the compiler says of them",
     "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",

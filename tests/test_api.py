@@ -54,6 +54,12 @@ def test_a_step_bounds_the_error_and_shrinks_the_update():
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_scalar_is_rounded_as_any_leaf():
+    old, new = {"n": np.float32(1)}, {"n": np.float32(1.26)}
+    assert sent(updcomp.diff(old, new, step=0.25), old)["n"] == 1.25
+    assert sent(updcomp.diff(old, new, max_bytes=200), old)["n"] == new["n"]
+
+
 def test_few_changes_travel_as_positions():
     old, new = pair(changed=0.005)
     assert isinstance(updcomp.diff(old, new, step=1e-3).blocks["a/kernel"], Sparse)

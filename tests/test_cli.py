@@ -214,7 +214,10 @@ def test_a_budget_is_for_both_sides(tmp_path, capsys):
         (["diff", "{missing}", "{new}", "-o", "{out}"], "missing.npz"),
         (["diff", "{old}", "{new}", "-o", "{out}", "--step", "0"], "--step: expected a positive number"),
         (["diff", "{old}", "{new}", "-o", "{out}", "--max-bytes", "3"], "max_bytes: expected at least"),
-        (["diff", "{old}", "{other}", "-o", "{out}"], "'layer/bias': expected in both"),
+        (
+            ["diff", "{old}", "{other}", "-o", "{out}"],
+            "found 'layer/bias', 'layer/kernel' in the old one only; 'other' in the new one only; common_only",
+        ),
         (["diff", "{empty}", "{new}", "-o", "{out}"], "Orbax"),
         (["apply", "{old}", "{old}", "-o", "{out}"], "update"),
         (["apply", "{old}", "{missing}", "-o", "{out}"], "missing.npz"),

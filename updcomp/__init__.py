@@ -7,11 +7,13 @@ Names load lazily: `import updcomp.edge` on a device loads NumPy and nothing els
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from updcomp.wire import release
+
 if TYPE_CHECKING:
-    from updcomp.api import apply, diff, encode, inspect, pack
+    from updcomp.api import apply, diff, encode, inspect, pack, squash
     from updcomp.wire.errors import Error
 
-__version__ = "0.1.0"
+__version__ = release.VERSION
 
 _HOMES = {
     "diff": "updcomp.api",
@@ -19,6 +21,7 @@ _HOMES = {
     "apply": "updcomp.api",
     "inspect": "updcomp.api",
     "pack": "updcomp.api",
+    "squash": "updcomp.api",
     "Error": "updcomp.wire.errors",
 }
 
@@ -38,7 +41,7 @@ _MODULES = (
     *("subspace", "training", "trees", "wire"),
 )
 
-__all__ = ["Error", "apply", "diff", "encode", "inspect", "pack"]
+__all__ = ["Error", "apply", "diff", "encode", "inspect", "pack", "squash"]
 
 
 def __getattr__(name: str) -> Any:

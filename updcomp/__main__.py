@@ -1,28 +1,26 @@
-"""The server's command line: `python -m updcomp diff | apply | inspect` on `.safetensors`, `.npz` and Orbax folders."""
+"""The server's command line: `python -m updcomp diff | apply | inspect` on model files and folders."""
 
 import argparse
+import contextlib
+import functools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from updcomp.edge import applying, command_line, files, model_commands, replacing
+from updcomp import differences
+from updcomp.edge import applying, command_line, files, model_commands, progress, replacing, shards
 from updcomp.edge.reading import is_standard
-from updcomp.wire import container, dtypes
+from updcomp.wire import container, dtypes, recent, squashing
 from updcomp.wire.errors import BudgetError, Error, FileError
 from updcomp.wire.packet import Packet
 
-try:
-    from updcomp import api, trees
-    from updcomp.training.checkpoints import load_model, save_model
-except ModuleNotFoundError as missing:
-    message = f"python -m updcomp needs {missing.name}: install updcomp[server]; a device has python -m updcomp.edge"
-    print(f"updcomp: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
 _Metadata = tuple[dict[str, str], dict[str, str]] | None
-_FORMATS = ".safetensors or .npz files, or folders of Orbax checkpoints"
+_FORMATS = ".safetensors or .npz, a folder of .safetensors shards, or an Orbax folder"
+
+_SQUASHED = "Makes one update of several in a row: it makes the very model that they make, bit for bit."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = f"Updates between models: {_FORMATS}."
+    about = f"Updates between models, each of them {_FORMATS}."
     parser = argparse.ArgumentParser(prog="python -m updcomp", description=about)
+    command_line.add_version(parser)
     commands = parser.add_subparsers(title="commands", required=True)
 
     diff = commands.add_parser("diff", help="make the update from OLD to NEW", description=about)
     diff.add_argument("old", metavar="OLD", type=Path, help="model that the devices hold")
     diff.add_argument("new", metavar="NEW", type=Path, help="model that they should hold")
     diff.add_argument("-o", "--output", metavar="UPDATE", required=True, help="update file; - for standard output")
+    most = "lossy: the update is at most this long, in bytes or such as 500kB, 1MB or 1MiB"
     size = diff.add_mutually_exclusive_group()
     size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
-    size.add_argument("--max-bytes", type=int, help="lossy: the update is at most this long")
+    size.add_argument("--max-bytes", metavar="SIZE", type=command_line.byte_count, help=most)
+    common = "leave out leaves that one of the models lacks: the device keeps its own, and gets no others"
+    diff.add_argument("--common-only", action="store_true", help=common)
     command_line.add_budget(diff)
     diff.set_defaults(run=_diff)
+
+    squash = commands.add_parser("squash", help="make one update of several in a row", description=_SQUASHED)
+    squash.add_argument(
+        "updates", metavar="UPDATE", nargs="+", help="update files in their order; - for standard input"
+    )
+    squash.add_argument("old", metavar="OLD", type=Path, help="model that the first update starts from")
+    squash.add_argument("-o", "--output", metavar="UPDATE", required=True, help="update file; - for standard output")
+    command_line.add_budget(squash)
+    squash.set_defaults(run=_squash)
 
     model_commands.add_apply(commands, _FORMATS).set_defaults(run=_apply)
     model_commands.add_inspect(commands)
@@ -60,30 +71,67 @@ def _parser() -> argparse.ArgumentParser:
 def _diff(options: argparse.Namespace) -> None:
     if options.step is not None and not 0 < options.step < float("inf"):
         raise Error(f"--step: expected a positive number, found {options.step}")
-    replacing.check_output(options.output, options.old, options.new)
-    old, new = _read(options.old), _read(options.new)
-    travels = all(files.keeps_metadata(path) and not os.path.isdir(path) for path in (options.old, options.new))
-    metadata = (old.metadata, new.metadata) if travels else None
-    packet = _packet(old.model, new.model, metadata, options)
-    update = container.encode(packet, old.model, metadata=metadata, budget=options.budget)
+    inputs = [file for path in (options.old, options.new) for file in _files(path)]
+    replacing.check_output(options.output, *inputs)
+    with _opened(options.old) as old, _opened(options.new) as new:
+        travels = files.keeps_metadata(options.old) and files.keeps_metadata(options.new)
+        metadata = (old.metadata, new.metadata) if travels else None
+        base, whole = recent.Recent(old.model), _size(new.model)
+        # A bound on the bytes is met in a number of readings that is not known before.
+        total = _size(old.model) + whole if options.max_bytes is None else None
+        with progress.shown("diff", total):
+            packet = _packet(base, new.model, metadata, options)
+            update = container.encode(packet, base, metadata=metadata, budget=options.budget)
+        left = _left_out(old.model, new.model)
     files.write_bytes(options.output, update)
-    whole = sum(leaf.nbytes for leaf in new.model.values())
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
     size = f"{len(update):,} bytes in place of {whole:,} ({whole / len(update):,.1f} times smaller)"
-    command_line.say(f"{name}: {size}", f"{name}: metadata: {_told(metadata)}", to_stderr=to_stderr)
+    said = (size, f"metadata: {_told(metadata)}", *left)
+    command_line.say(*(f"{name}: {line}" for line in said), to_stderr=to_stderr)
+
+
+def _squash(options: argparse.Namespace) -> None:
+    replacing.check_output(options.output, *options.updates, *_files(options.old))
+    with _opened(options.old) as old:
+        updates = [files.read_update(path, dtypes.specs(old.model)) for path in options.updates]
+        metadata = old.metadata if files.keeps_metadata(options.old) else None
+        with progress.shown("squash"):
+            update = squashing.squash(updates, old.model, metadata=metadata, budget=options.budget)
+    files.write_bytes(options.output, update)
+    name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
+    before = " + ".join(f"{len(one):,}" for one in updates)
+    command_line.say(f"{name}: {len(update):,} bytes in place of {before}", to_stderr=to_stderr)
+
+
+def _size(model: dtypes.Model) -> int:
+    return sum(spec.nbytes for spec in dtypes.specs(model).values())
 
 
 def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> Packet:
     """The difference of the leaves, in the bytes that the metadata leave."""
+    diff = functools.partial(differences.between, old, new, budget=options.budget, common_only=options.common_only)
     if options.max_bytes is None or not any(metadata or ()):
-        return api.diff(old, new, step=options.step, max_bytes=options.max_bytes, budget=options.budget)
+        return diff(step=options.step, max_bytes=options.max_bytes)
     taken, without = (
         len(container.encode(Packet({}), old, metadata=texts, budget=math.inf)) for texts in (metadata, None)
     )
     try:
-        return api.diff(old, new, max_bytes=options.max_bytes - (taken - without), budget=options.budget)
+        return diff(max_bytes=options.max_bytes - (taken - without))
     except BudgetError as error:
         raise BudgetError(f"{error}, beside {taken - without} of metadata") from None
+
+
+def _left_out(old: dtypes.Model, new: dtypes.Model) -> list[str]:
+    """What `--common-only` left out."""
+    names = dtypes.specs(old), dtypes.specs(new)
+    told = [
+        (verb, sorted(one - other))
+        for verb, one, other in (
+            ("keeps leaves that only OLD has", set(names[0]), set(names[1])),
+            ("leaves out leaves that only NEW has", set(names[1]), set(names[0])),
+        )
+    ]
+    return [f"{verb}: {differences.listed(leaves)}" for verb, leaves in told if leaves]
 
 
 def _told(metadata: _Metadata) -> str:
@@ -98,13 +146,14 @@ def _told(metadata: _Metadata) -> str:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    if not os.path.isdir(options.old):
+    if not _is_orbax(options.old):
         model_commands.apply(options)
         return
     if is_standard(options.output):
         raise FileError("-o: expected the name of a folder or model file, found -; an Orbax model is no file")
     replacing.check_output(options.output, options.old, options.update)
-    tree = load_model(options.old)
+    trees, checkpoints = _orbax()
+    tree = checkpoints.load_model(options.old)
     old = trees.to_model(tree)
     update = files.read_update(options.update, dtypes.specs(old))
     with command_line.about(options.update):
@@ -114,14 +163,39 @@ def _apply(options: argparse.Namespace) -> None:
         files.write_model(options.output, new, metadata)
     else:
         with command_line.undisturbed():  # Orbax leaves what it had begun
-            save_model(options.output, trees.from_model(new, tree))
+            checkpoints.save_model(options.output, trees.from_model(new, tree))
     if not (is_whole and (not metadata or files.keeps_metadata(options.output))):
         model_commands.note_lost_metadata()
 
 
-def _read(path: Path) -> files.ModelFile:
-    """A model file, or an Orbax folder as one: its leaves by path."""
-    return files.ModelFile(trees.to_model(load_model(path)), {}) if os.path.isdir(path) else files.read_model(path)
+def _is_orbax(path: Path) -> bool:
+    return os.path.isdir(path) and not shards.is_folder(path)
+
+
+def _orbax() -> tuple[ModuleType, ModuleType]:
+    """The modules for pytrees and their folders; imported here, since they take seconds, and files do without."""
+    try:
+        from updcomp import trees
+        from updcomp.training import checkpoints
+    except ModuleNotFoundError as missing:
+        raise Error(f"an Orbax folder needs {missing.name}: install updcomp[server]") from None
+    return trees, checkpoints
+
+
+def _files(path: Path) -> list[Path]:
+    """What a model is read from."""
+    return [path] if _is_orbax(path) else shards.files_of(path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[files.ModelFile]:
+    """A model whose leaves are read when they are asked for; an Orbax folder's are all read, and named by path."""
+    if _is_orbax(path):
+        trees, checkpoints = _orbax()
+        yield files.ModelFile(trees.to_model(checkpoints.load_model(path)), {})
+        return
+    with files.open_model(path) as opened:
+        yield opened
 
 
 if __name__ == "__main__":

@@ -1,32 +1,28 @@
-"""The four functions on any pytree: diff, encode, apply, inspect."""
+"""The functions on any pytree: diff, encode, apply, inspect, pack, squash."""
 
-import functools
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from updcomp import arrays
+from updcomp import arrays, changes, differences
 from updcomp.trees import HostModel, PyTree, subtrees_at, with_leaves
-from updcomp.wire import container, dtypes, inspection, versions
-from updcomp.wire.errors import BudgetError, CostError, Error, LeafError
-from updcomp.wire.increments import round_step
-from updcomp.wire.kind import Block
-from updcomp.wire.kinds.dense import Dense
-from updcomp.wire.kinds.exact import Exact
-from updcomp.wire.kinds.sparse import Sparse
-from updcomp.wire.packet import LazyBlocks, Packet
-
-_LOSSY = ("float16", "bfloat16", "float32", "float64")
-_SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
-_BISECTIONS = 20
+from updcomp.wire import container, dtypes, inspection, recent, squashing, versions
+from updcomp.wire.errors import Error, LeafError
+from updcomp.wire.packet import Packet
 
 
 def diff(
-    old: PyTree, new: PyTree, *, step: float | None = None, max_bytes: int | None = None, budget: float = 1.0
+    old: PyTree,
+    new: PyTree,
+    *,
+    step: float | None = None,
+    max_bytes: int | None = None,
+    budget: float = 1.0,
+    common_only: bool = False,
 ) -> Packet:
     """The update between two models that exist: exact by default, or lossy.
+
+    An exact one copies no model: leaves that are the same object or equal have no block, arrays on accelerators are
+    compared there, and of a leaf in which few weights changed these alone come to the host.
 
     Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than half a step
     from the new one (and the roundings of the step and of its dtype); integer, float8 and non-finite leaves stay exact.
@@ -37,31 +33,32 @@ def diff(
       step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
       max_bytes: the step is found by bisection so that the encoded update is at most this long. Excludes `step`.
       budget: with `max_bytes`, how much applying may take, as in `encode`.
+      common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
 
     Returns:
-      A packet for `encode(packet, old)`.
+      A packet for `encode(packet, old)`; both models must stay as they are until then.
 
     Raises:
-      LeafError: a leaf is missing, or has another shape or dtype.
+      LeafError: a leaf is missing, or has another shape or dtype; the message lists all of them.
       BudgetError: not even the smallest update fits in `max_bytes`; the message says its size.
       CostError: applying even that would take more than the budget.
 
+    >>> import numpy as np
     >>> old, new = {"w": np.zeros(3, np.float32)}, {"w": np.float32([0, 0.25, 0])}
     >>> packet = diff(old, new)
     >>> apply(encode(packet, old), old)["w"].tolist()
     [0.0, 0.25, 0.0]
     """
-    if step is not None and max_bytes is not None:
-        raise Error("step and max_bytes: expected at most one of them, found both; leave one out")
     before, after = HostModel(old), HostModel(new)
-    _check_same_leaves(before.specs, after.specs)
+    both = differences.names(before, after, common_only=common_only)
+    if step is None and max_bytes is None:
+        return Packet(changes.find(old, new, both))
     is_split = arrays.spans_devices((old, new))
     # What one device has is brought to the host once.
     held_before, held_after = (model if is_split else dict(model) for model in (before, after))
-    if max_bytes is None:
-        packet = _packet(held_before, held_after, None if step is None else round_step(step))
-    else:
-        packet = _within_bytes(held_before, held_after, max_bytes, budget)
+    packet = differences.between(
+        held_before, held_after, step=step, max_bytes=max_bytes, budget=budget, common_only=common_only
+    )
     return packet if is_split else packet._replace(blocks=dict(packet.blocks))
 
 
@@ -80,6 +77,7 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     Raises:
       LeafError: something else than a block or None stands in the place of a leaf.
 
+    >>> import numpy as np
     >>> from updcomp import delta
     >>> deployed, new = {"w": np.zeros(3, np.float32), "b": np.zeros(2)}, np.float32([0, 0.25, -0.5])
     >>> update = encode(pack({"w": delta.to_block(deployed["w"], new, bits=8), "b": None}, deployed), deployed)
@@ -118,7 +116,11 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
             f"packet: expected a Packet from updcomp.diff or a method, found {type(packet).__name__}; "
             "did you mean updcomp.encode(updcomp.diff(old, new), old)?"
         )
-    return container.encode(packet, HostModel(deployed), budget=budget)
+    base: dtypes.Model = HostModel(deployed)
+    if isinstance(packet.blocks, changes.Changes):  # which are made of the very leaf that is hashed
+        base = recent.Recent(base)
+        packet = packet._replace(blocks=packet.blocks.on(base))
+    return container.encode(packet, base, budget=budget)
 
 
 def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
@@ -141,6 +143,44 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
     return with_leaves(deployed, container.changed_leaves(update, HostModel(deployed), budget=budget))
+
+
+def squash(
+    updates: Sequence[bytes],
+    deployed: PyTree,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    budget: float = 1.0,
+) -> bytes:
+    """Several updates in a row as one: it makes the very model that they make, bit for bit.
+
+    A leaf that one of them touches keeps its block, lossy or not; what several touch becomes exact. If an exact update
+    between the first model and the last is smaller, it is that.
+
+    Args:
+      updates: the first starts from the deployed model, each other one from what the one before it makes.
+      deployed: the model that the first starts from.
+      metadata: of its model file, where an update was made between files that have some.
+      budget: how much work and memory applying one update may take, as in `encode`.
+
+    Returns:
+      An update file's content; that it makes what the last one promises has been checked.
+
+    Raises:
+      WrongBaseError: an update does not start from what is before it.
+      CorruptUpdateError: one is damaged.
+      CostError: one takes more than the budget.
+      Error: an argument is not bytes, or there is none, or the metadata are missing.
+
+    >>> import numpy as np
+    >>> models = [{"w": np.float32([number, 0])} for number in range(3)]
+    >>> updates = [encode(diff(old, new), old) for old, new in zip(models, models[1:])]
+    >>> apply(squash(updates, models[0]), models[0])["w"].tolist()
+    [2.0, 0.0]
+    """
+    for update in updates:
+        _check_bytes(update, "updcomp.squash([first, second], deployed)")
+    return squashing.squash(updates, HostModel(deployed), metadata=metadata, budget=budget)
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:
@@ -168,73 +208,3 @@ def _check_bytes(update: object, call: str) -> None:
             f"update: expected bytes from updcomp.encode or an update file, found {type(update).__name__}; "
             f"did you mean {call}?"
         )
-
-
-def _check_same_leaves(before: Mapping[str, dtypes.Spec], after: Mapping[str, dtypes.Spec]) -> None:
-    if missing := sorted(before.keys() ^ after.keys()):
-        where = "old" if missing[0] in before else "new"
-        raise LeafError(f"leaf {missing[0]!r}: expected in both models, found in the {where} one only")
-    for name, leaf in before.items():
-        if (found := after[name]) != leaf:
-            expected = f"{dtypes.name(leaf.dtype)} {leaf.shape}"
-            raise LeafError(f"leaf {name!r}: expected {expected}, found {dtypes.name(found.dtype)} {found.shape}")
-
-
-def _packet(before: dtypes.Model, after: dtypes.Model, step: float | None) -> Packet:
-    def block(name: str) -> Block:
-        return _block(before[name], after[name], step)
-
-    return Packet(LazyBlocks({name: functools.partial(block, name) for name in before}))
-
-
-def _block(old: np.ndarray, new: np.ndarray, step: float | None) -> Block:
-    if step is None or dtypes.name(old.dtype) not in _LOSSY:
-        return Exact(new)
-    values = np.rint(_delta(old, new) / step)
-    if not np.all(np.abs(values) < 2**31):  # also where a weight is not finite
-        return Exact(new)
-    integers = values.astype(np.int32)
-    positions = np.flatnonzero(integers)
-    if len(positions) < _SPARSE_DENSITY * integers.size:
-        return Sparse(positions, integers.ravel()[positions], step)
-    return Dense(integers, step)
-
-
-def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """New - old in float64: zero where the bits are equal, not finite where a changed weight is not."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        delta = dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old)
-    delta[(dtypes.flat_bits(old) == dtypes.flat_bits(new)).reshape(delta.shape)] = 0
-    return delta
-
-
-def _within_bytes(before: dtypes.Model, after: dtypes.Model, max_bytes: int, budget: float) -> Packet:
-    """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
-    lossy = [name for name, leaf in dtypes.specs(before).items() if dtypes.name(leaf.dtype) in _LOSSY]
-    deltas = (np.abs(_delta(before[name], after[name])) for name in lossy)
-    largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
-    coarse = round_step(min(4 * largest, 1e38)) if largest > 0 else 1.0
-    best = _packet(before, after, coarse)
-    size = len(container.encode(best, before, budget=budget))
-    if size > max_bytes:
-        raise BudgetError(f"max_bytes: expected at least {size} (the smallest possible update), found {max_bytes}")
-    exact, exact_size = _sized(before, after, None, budget)
-    if exact_size <= max_bytes:
-        return exact
-    low, high = np.log2(coarse) - 40, np.log2(coarse)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        packet, size = _sized(before, after, round_step(2.0**middle), budget)
-        if size <= max_bytes:
-            best, high = packet, middle
-        else:
-            low = middle
-    return best
-
-
-def _sized(before: dtypes.Model, after: dtypes.Model, step: float | None, budget: float) -> tuple[Packet, int]:
-    packet = _packet(before, after, step)
-    try:
-        return packet, len(container.encode(packet, before, budget=budget))
-    except CostError:
-        return packet, sys.maxsize  # no device takes it

@@ -165,6 +165,9 @@ class HostModel(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._leaves)
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
+        return name in self._leaves
+
     def __len__(self) -> int:
         return len(self._leaves)
 

@@ -79,8 +79,9 @@ def _run_command(words: list[str]) -> Iterator[str]:
 def _own_flags() -> frozenset[str]:
     found = {"--help", *(f"--{name}" for name in flag_groups.define()), "--flagfile"}
     for module in OWN.values():
-        commands = next(action for action in module._parser()._actions if action.choices)
-        for command in commands.choices.values():
+        parser = module._parser()
+        commands = next(action for action in parser._actions if action.choices)
+        for command in (parser, *commands.choices.values()):
             found |= {option for action in command._actions for option in action.option_strings}
     return frozenset(found)
 

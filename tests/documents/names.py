@@ -14,7 +14,7 @@ from tests.documents.commands import ROOT
 
 _CHAIN = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _PATH = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*/?")
-_FILE = re.compile(r".*\.(?:py|md|txt|flags|png|svg|toml|ipynb|jsonl|csv|html|upd|safetensors|npz)")
+_FILE = re.compile(r".*\.(?:py|md|txt|flags|png|svg|toml|ipynb|jsonl?|csv|html|upd|safetensors|npz)")
 _ROOTS = {"updcomp", "experiments", "jax", "numpy", "optax", "flax", "jnp", "np", "lax"}
 _SHORT = {"jnp": "jax.numpy", "np": "numpy", "lax": "jax.lax"}
 _PREFIXES = ("", *(f"updcomp.{part}" for part in ("", "training.", "methods.", "wire.", "edge.")), "experiments.")

@@ -118,7 +118,10 @@ def test_every_truncation_and_flipped_bit_on_the_command_line(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("apply", ".", "update", "-o", "new.npz"), ".: expected a model file ending in .safetensors or .npz"),
+        (
+            ("apply", "update", "update", "-o", "new.npz"),
+            "update: expected a model file ending in .safetensors or .npz",
+        ),
         (("apply", "folder.npz", "update", "-o", "new.npz"), "folder.npz: expected a file, found a folder"),
         (("apply", "old.npz", "folder.npz", "-o", "new.npz"), "folder.npz: expected a file"),
         (("apply", "old.npz", "update", "-o", "folder.npz"), "folder.npz: expected a file to write, found a folder"),

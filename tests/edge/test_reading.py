@@ -44,7 +44,7 @@ def test_only_files_are_read(tmp_path, monkeypatch, read):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.npz")
         for kind in ("folder", "device", "socket"):
-            with pytest.raises(errors.FileError, match=f"^{kind}.npz: expected a file, found a {kind}$"):
+            with pytest.raises(errors.FileError, match=f"^{kind}.npz: expected a file, found a {kind}( without .*)?$"):
                 read(f"{kind}.npz")
 
 

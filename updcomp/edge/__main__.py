@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from updcomp.edge import command_line, model_commands, store_commands
 
+_FORMATS = ".safetensors or .npz, or a folder of .safetensors shards"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -21,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m updcomp.edge", description="Updates for models on a device.")
+    command_line.add_version(parser)
     commands = parser.add_subparsers(title="commands", required=True)
-    model_commands.add_apply(commands, ".safetensors or .npz")
-    model_commands.add_verify(commands, ".safetensors or .npz")
+    model_commands.add_apply(commands, _FORMATS)
+    model_commands.add_verify(commands, _FORMATS)
     model_commands.add_inspect(commands)
     store_commands.add_commands(commands)
     return parser

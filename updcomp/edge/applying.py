@@ -2,18 +2,19 @@
 
 import collections
 
-from updcomp.edge import files
+from updcomp.edge import files, shards
 from updcomp.edge.reading import AnyPath, is_standard
 from updcomp.wire import container, dtypes, errors
 
 
 def apply_file(old: AnyPath, update: bytes, new: AnyPath, *, budget: float = 1.0, follow: bool = True) -> bool:
-    """Makes the model file NEW from the model file OLD; NEW is there when it is whole and verified, or not at all.
+    """Makes the model NEW from the model OLD; NEW is there when it is whole and verified, or not at all.
 
     Args:
-      old: `.safetensors` or `.npz`.
+      old: `.safetensors` or `.npz`, or a folder or index of shards.
       update: an update file's bytes.
-      new: `.safetensors` or `.npz`, which need not be as OLD; `-` is standard output, in OLD's format.
+      new: `.safetensors` or `.npz`, which need not be as OLD; `-` is standard output, in OLD's format. Of a model in a
+        folder any other name is that of a new folder, with the same files as OLD's.
       budget: what the update may cost, as a multiple of what a model of this size allows; `math.inf` for anything.
       follow: whether a symbolic link at NEW stays and its target is replaced, or the link itself.
 
@@ -26,19 +27,23 @@ def apply_file(old: AnyPath, update: bytes, new: AnyPath, *, budget: float = 1.0
       CorruptUpdateError: the update is damaged.
       CostError: it costs more than the budget.
     """
-    like = old if is_standard(new) else None
+    like = shards.locate(old) if is_standard(new) else None
+    in_folder = files.makes_folder(old, new)
     with files.open_model(old) as (model, found):
         metadata, is_whole = new_metadata(update, found if files.keeps_metadata(old) else None)
         leaves = container.apply_leaves(update, model, budget=budget)
-        files.write_leaves(new, dtypes.specs(model), leaves, metadata, like=like, follow=follow)
-    return is_whole and (not metadata or files.keeps_metadata(like or new))
+        if in_folder:
+            files.write_folder(new, model, leaves, metadata)
+        else:
+            files.write_leaves(new, dtypes.specs(model), leaves, metadata, like=like, follow=follow)
+    return is_whole and (not metadata or in_folder or files.keeps_metadata(like or new))
 
 
 def verify_file(old: AnyPath, update: bytes, *, budget: float = 1.0) -> bool:
     """Checks that an update makes of a model file what it promises; writes nothing.
 
     Args:
-      old: `.safetensors` or `.npz`.
+      old: as for `apply_file`.
       update: an update file's bytes.
       budget: as for `apply_file`.
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,9 +14,10 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from updcomp.edge.reading import AnyPath, is_standard
-from updcomp.wire import errors
+from updcomp.wire import errors, release, versions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BYTES = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
 _Handler: TypeAlias = Callable[[int, FrameType | None], object]
 
 
@@ -87,6 +89,36 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """Adds `--budget=FACTOR`."""
     text = "what the update may cost, as a multiple of what a model of this size allows; inf for anything (default: 1)"
     parser.add_argument("--budget", metavar="FACTOR", type=_factor, default=1.0, help=text)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Adds `--version`."""
+    formats = sorted(versions.VERSIONS)
+    said = f"updcomp {release.VERSION}, format versions {formats[0]} to {formats[-1]}"
+    parser.add_argument("--version", action="version", version=said, help="print the version, and exit")
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes as people write it, for `type=` of an argument.
+
+    Args:
+      text: digits, with or without a unit: `kB`, `MB`, `GB` are powers of 1,000, `KiB`, `MiB`, `GiB` of 1,024.
+
+    Returns:
+      Whole bytes.
+
+    Raises:
+      argparse.ArgumentTypeError: it is something else.
+
+    >>> byte_count("20000"), byte_count("1.5MB"), byte_count("2KiB")
+    (20000, 1500000, 2048)
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected bytes such as 20000, 500kB, 1.5MB or 1MiB, found {text!r}")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower()) if prefix else 0
+    return round(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _factor(text: str) -> float:

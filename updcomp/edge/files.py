@@ -1,15 +1,15 @@
 """Models in files: checked when read, leaf by leaf; whole or absent when written."""
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
 
-import numpy as np
-
-from updcomp.edge import formats, npz, safetensors
-from updcomp.edge.reading import AnyPath, is_standard, named, open_file
+from updcomp.edge import folders, formats, replacing, safetensors, shards
+from updcomp.edge.opening import FORMATS, check_suffix
+from updcomp.edge.opening import SUFFIXES as SUFFIXES
+from updcomp.edge.opening import ModelFile as ModelFile
+from updcomp.edge.opening import open_model as open_model
+from updcomp.edge.reading import AnyPath, is_standard, named
 from updcomp.edge.reading import read_bytes as read_bytes
 from updcomp.edge.reading import read_update as read_update
 from updcomp.edge.replacing import replace_file as replace_file
@@ -18,118 +18,43 @@ from updcomp.edge.replacing import write_bytes as write_bytes
 from updcomp.wire import dtypes, errors
 
 
-class _Format(Protocol):
-    """What a module does for a format."""
-
-    def read(self, file: BinaryIO, size: int) -> formats.Contents: ...
-
-    def writer(self, specs: dict[str, dtypes.Spec], metadata: dict[str, str]) -> formats.Writer: ...
-
-
-_FORMATS: dict[str, _Format] = {".safetensors": safetensors, ".npz": npz}
-SUFFIXES = tuple(_FORMATS)
-
-
-class ModelFile(NamedTuple):
-    """What a model file holds."""
-
-    model: dtypes.Model  # leaf name -> array
-    metadata: dict[str, str]  # of a .safetensors file; empty for .npz
-
-
-def check_suffix(path: AnyPath) -> None:
-    """Checks that the path names a format that this code knows.
-
-    Raises:
-      FileError: it does not.
-    """
-    if Path(path).suffix not in SUFFIXES:
-        raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
-
-
 def keeps_metadata(path: AnyPath) -> bool:
-    """Whether the path names a format that has metadata."""
-    return Path(path).suffix == ".safetensors"
+    """Whether the path names a format that has metadata: a `.safetensors` file, or a folder of those."""
+    return Path(path).suffix == ".safetensors" or shards.is_index(path) or shards.is_folder(path)
 
 
-@contextlib.contextmanager
-def open_model(path: AnyPath) -> Iterator[ModelFile]:
-    """Opens a `.safetensors` or `.npz` file and checks what it says of its leaves; each is read when it is asked for.
+def makes_folder(old: AnyPath, new: AnyPath) -> bool:
+    """Whether the model made of an old one is written as a folder: the old one is in one, and the name is no file's."""
+    return not is_standard(new) and Path(new).suffix not in SUFFIXES and (os.path.isdir(old) or shards.is_index(old))
+
+
+def check_output(new: AnyPath, old: AnyPath, *inputs: AnyPath) -> None:
+    """Checks, before work goes into it, that a model can be written there and replaces nothing that it is made from.
 
     Args:
-      path: the file's.
-
-    Yields:
-      The model as a mapping that keeps no leaf and has `specs`, and the metadata. To read a leaf raises FileError if it
-      is damaged or the file has changed.
+      new: of the output; `-` is standard output.
+      old: the model that it is made from.
+      *inputs: what else it is made from.
 
     Raises:
-      FileError: the file cannot be read, is damaged, or has an unknown suffix or dtype.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_model(f"{folder}/m.npz", {"w": np.float32([1, 2])})
-    ...     with open_model(f"{folder}/m.npz") as (model, metadata):
-    ...         model.specs["w"].shape, model["w"].tolist(), metadata
-    ((2,), [1.0, 2.0], {})
+      FileError: it cannot, or has an unknown suffix.
     """
-    check_suffix(path)
-    with contextlib.ExitStack() as stack:
-        with _reading(path):
-            file = stack.enter_context(open_file(path))
-            contents = _FORMATS[Path(path).suffix].read(file, os.fstat(file.fileno()).st_size)
-        yield ModelFile(_OpenModel(path, file, contents), contents.metadata)
-
-
-class _OpenModel(Mapping[str, dtypes.Array]):
-    """The leaves of an open file, in sorted order of their names."""
-
-    def __init__(self, path: AnyPath, file: BinaryIO, contents: formats.Contents) -> None:
-        self.specs = {name: contents.specs[name] for name in sorted(contents.specs)}
-        self._path, self._file, self._read = path, file, contents.read
-        self._stamp = self._stamped()
-
-    def __getitem__(self, name: str) -> dtypes.Array:
-        if name not in self.specs:
-            raise KeyError(name)
-        with _reading(self._path):
-            with errors.of_leaf(name):
-                leaf = self._read(name)
-                if leaf.dtype == bool and leaf.size and leaf.view(np.uint8).max() > 1:
-                    raise errors.FileError(f"expected bytes of 0 and 1, found {leaf.view(np.uint8).max()}")
-            if self._stamped() != self._stamp:
-                raise errors.FileError("the file changed while it was read; read it again")
-        return leaf
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-    def _stamped(self) -> tuple[int, int]:
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _reading(path: AnyPath) -> Iterator[None]:
-    with named(path):
-        try:
-            yield
-        except (errors.Error, OSError, MemoryError):
-            raise
-        except Exception as error:
-            # zipfile, zlib, ast and numpy.lib.format raise many types on damaged input.
-            found = " ".join(str(error).split()) or type(error).__name__
-            raise errors.FileError(f"not a model file: {found}") from None
+    if makes_folder(old, new):
+        folders.check_new(new)
+        return
+    replacing.check_output(new, *shards.files_of(old), *inputs)
+    if is_standard(new) and shards.is_index(shards.locate(old)):
+        raise errors.FileError("-o: expected the name of a folder or model file, found -; a model of shards is no file")
+    # Of a model that is not there nobody knows whether it would be in a folder.
+    if not is_standard(new) and os.path.lexists(old):
+        check_suffix(new)
 
 
 def read_model(path: AnyPath) -> ModelFile:
-    """Reads the whole of a `.safetensors` or `.npz` file.
+    """Reads the whole of a model.
 
     Args:
-      path: the file's.
+      path: as `open_model` takes it.
 
     Returns:
       Its leaves as a dict, and its metadata.
@@ -181,8 +106,40 @@ def write_leaves(
     formatted = path if like is None else like
     check_suffix(formatted)
     with named("standard output" if is_standard(path) else path):
-        write = _FORMATS[Path(formatted).suffix].writer(dict(specs), metadata or {})
+        write = FORMATS[Path(formatted).suffix].writer(dict(specs), metadata or {})
     replace_file(path, lambda file: write(file, _checked(specs, leaves)), follow=follow)
+
+
+def write_folder(
+    path: AnyPath, like: dtypes.Model, leaves: formats.Leaves, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a model into a new folder, with the files of another one; nothing, if the leaves end in an error.
+
+    The index is the other's, byte for byte: what it says holds for every model of the same leaves.
+
+    Args:
+      path: of the folder; an empty one may be there.
+      like: the other one, open, of a folder; the leaves are to have its names, shapes and dtypes.
+      leaves: (name, leaf) of each of them once.
+      metadata: texts of every shard, beside those that only some have.
+
+    Raises:
+      FileError: as `write_leaves`, or something is in the place, or the other one is of no folder.
+    """
+    layout: shards.Layout | None = getattr(like, "layout", None)
+    if layout is None:
+        raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
+    shared, specs = shards.common(layout.metadata.values()), dtypes.specs(like)
+    with named(path):
+        plans = {
+            shard: safetensors.plan(part, _without(layout.metadata[shard], shared) | (metadata or {}))
+            for shard, part in shards.specs_by_shard(layout, specs).items()
+        }
+    folders.write(path, layout, plans, _checked(specs, leaves))
+
+
+def _without(texts: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if name not in others}
 
 
 def _checked(specs: Mapping[str, dtypes.Spec], leaves: formats.Leaves) -> Iterator[tuple[str, dtypes.Array]]:

@@ -6,6 +6,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
+from updcomp.edge import progress
 from updcomp.wire import dtypes, errors
 
 LARGEST_INDEX = 8 << 20  # bytes of the header or directory that lists the leaves
@@ -79,4 +80,5 @@ def filled(part: IO[bytes], spec: dtypes.Spec) -> dtypes.Array:
         if not count:
             raise errors.FileError(f"expected {len(data)} bytes of a leaf, found {end}")
         end += count
+        progress.advance(count)
     return data.view(spec.dtype).reshape(spec.shape)

@@ -1,13 +1,15 @@
 """What a store makes: its folders, and new versions: what they start from, the space for them, their files."""
 
+import functools
 import hashlib
 import itertools
+import operator
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from updcomp.edge import applying, files, ledger, state, versions
+from updcomp.edge import applying, files, ledger, shards, state, versions
 from updcomp.wire import container, dtypes, errors, fingerprint, header, metadata
 
 _SPARE = 1 << 20  # bytes to leave free, for what a store writes down
@@ -34,7 +36,7 @@ def claim(folder: Path, source: Path) -> state.State:
 
     Args:
       folder: the store's; the lock is held.
-      source: the model file that the first version will be a copy of.
+      source: the model that the first version will be a copy of.
 
     Returns:
       The state.
@@ -42,17 +44,18 @@ def claim(folder: Path, source: Path) -> state.State:
     Raises:
       FileError: there is a store, or there are others' files where it would have its own.
     """
-    kept, found = folder / versions.FOLDER, ledger.load(folder)
+    kept, found, sources = folder / versions.FOLDER, ledger.load(folder), shards.files_of(source)
     if found is not None and found.current:
         raise errors.FileError(f"{folder}: expected no store, found one at version {found.current}")
-    if (found is None and ledger.is_begun(folder)) or source.resolve().parent == kept.resolve():
+    inside = any(path.resolve().parent == kept.resolve() for path in sources)
+    if (found is None and ledger.is_begun(folder)) or inside:
         raise errors.FileError(
             f"{folder}: expected no 'state', and no 'versions' or an empty one, found others' files there; "
             "make the store in another folder"
         )
     make_folder(kept)
     # Who may not read the source may not read its copies.
-    readers = source.stat().st_mode & 0o044
+    readers = functools.reduce(operator.and_, (path.stat().st_mode for path in sources)) & 0o044
     kept.chmod(0o700 | readers | readers >> 2)
     return ledger.write(folder, state.State()) if found is None else ledger.settle(folder, found)
 

@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import TypeAlias
 
-from updcomp.edge import applying, files, replacing
+from updcomp.edge import applying, files, progress
 from updcomp.edge.command_line import about, add_budget, say, say_json
 from updcomp.edge.reading import is_standard
 from updcomp.wire import dtypes, inspection
@@ -25,7 +25,7 @@ def add_apply(commands: Commands, formats: str) -> argparse.ArgumentParser:
     """
     command = _add(commands, "apply", "make NEW from OLD and UPDATE, verified")
     _add_models(command, formats)
-    text = f"new model, {formats}; - for standard output, in OLD's format"
+    text = "new model: a model file; - for standard output, in OLD's format; of a model in a folder, a new folder"
     command.add_argument("-o", "--output", metavar="NEW", required=True, help=text)
     command.set_defaults(run=apply)
     return command
@@ -42,17 +42,15 @@ def add_inspect(commands: Commands) -> None:
     """Adds `inspect UPDATE [MODEL]`."""
     command = _add(commands, "inspect", "print what UPDATE says of itself, and of the leaves of MODEL")
     _add_update(command)
-    command.add_argument("model", metavar="MODEL", nargs="?", type=Path, help="model file that UPDATE starts from")
+    command.add_argument("model", metavar="MODEL", nargs="?", type=Path, help="model that UPDATE starts from")
     command.set_defaults(run=_inspect)
 
 
 def apply(options: argparse.Namespace) -> None:
     """Runs `apply` on model files."""
-    replacing.check_output(options.output, options.old, options.update)
-    if not is_standard(options.output):
-        files.check_suffix(options.output)
+    files.check_output(options.output, options.old, options.update)
     update = _update_for(options)
-    with about(options.update):
+    with about(options.update), progress.shown("apply", 2 * _size(options.old)):
         is_whole = applying.apply_file(options.old, update, options.output, budget=options.budget)
     if not is_whole:
         note_lost_metadata()
@@ -65,7 +63,7 @@ def note_lost_metadata() -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     update = _update_for(options)
-    with about(options.update):
+    with about(options.update), progress.shown("verify", 2 * _size(options.old)):
         is_whole = applying.verify_file(options.old, update, budget=options.budget)
     say(f"{'standard input' if is_standard(options.update) else options.update} applies to {options.old}")
     if not is_whole:
@@ -76,7 +74,7 @@ def _inspect(options: argparse.Namespace) -> None:
     update = files.read_update(options.update)
     with contextlib.ExitStack() as stack:
         model = None if options.model is None else stack.enter_context(files.open_model(options.model)).model
-        with about(options.update):
+        with about(options.update), progress.shown("inspect"):
             told = inspection.inspect(update, model)
     say_json(told)
 
@@ -84,6 +82,12 @@ def _inspect(options: argparse.Namespace) -> None:
 def _update_for(options: argparse.Namespace) -> bytes:
     with files.open_model(options.old) as (model, _):
         return files.read_update(options.update, dtypes.specs(model))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model's leaves; an update is applied in two readings of them."""
+    with files.open_model(path) as (model, _):
+        return sum(spec.nbytes for spec in dtypes.specs(model).values())
 
 
 def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:

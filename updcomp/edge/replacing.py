@@ -17,7 +17,7 @@ from typing import BinaryIO
 from updcomp.edge.reading import AnyPath, is_standard, kind_of
 from updcomp.wire import errors
 
-_TEMPORARY = re.compile(r"\.updcomp-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\.updcomp-[0-9a-f]{8}\.(?:tmp|new)")  # a file, or a folder
 
 
 def replace_file(path: AnyPath, write: Callable[[BinaryIO], object], *, follow: bool = True) -> None:
@@ -37,7 +37,7 @@ def replace_file(path: AnyPath, write: Callable[[BinaryIO], object], *, follow: 
     if is_standard(path):
         _write_standard_output(write)
         return
-    with _unwritable_named(path):
+    with unwritable_named(path):
         target = _target(path) if follow else Path(path)
         replaced = _replaced(path, target)
         sweep(target.parent)
@@ -48,7 +48,7 @@ def replace_file(path: AnyPath, write: Callable[[BinaryIO], object], *, follow: 
                 _hand_on(replaced, file)
             os.fsync(file.fileno())
             os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def write_bytes(path: AnyPath, content: bytes) -> None:
@@ -65,7 +65,7 @@ def write_bytes(path: AnyPath, content: bytes) -> None:
 
 
 def sweep(folder: AnyPath) -> None:
-    """Removes the temporary files that processes left in a folder when they were killed; none that one still writes."""
+    """Removes the temporary files and folders that killed processes left in a folder; none that one still writes."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if _TEMPORARY.fullmatch(name):
@@ -84,7 +84,7 @@ def check_output(path: AnyPath, *inputs: AnyPath) -> None:
     """
     if is_standard(path):
         return
-    with _unwritable_named(path):
+    with unwritable_named(path):
         found = _replaced(path, _target(path))
     for other in inputs:
         with contextlib.suppress(OSError):
@@ -94,7 +94,8 @@ def check_output(path: AnyPath, *inputs: AnyPath) -> None:
 
 
 @contextlib.contextmanager
-def _unwritable_named(path: AnyPath) -> Iterator[None]:
+def unwritable_named(path: AnyPath) -> Iterator[None]:
+    """What the system says while a file is written, as an error of this package that names it."""
     try:
         yield
     except errors.Error:
@@ -128,12 +129,17 @@ def _replaced(path: AnyPath, target: Path) -> os.stat_result | None:
     return found
 
 
+def temporary_name(folder: Path, ending: str) -> Path:
+    """A path that `sweep` knows: of a file if it ends in `tmp`, of a folder if in `new`."""
+    return folder / f".updcomp-{secrets.token_hex(4)}.{ending}"
+
+
 @contextlib.contextmanager
 def _temporary(folder: Path, *, private: bool) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file, locked and open for writing; it is removed in the end if it has its name still."""
     with contextlib.ExitStack() as stack:
         while True:
-            path = folder / f".updcomp-{secrets.token_hex(4)}.tmp"
+            path = temporary_name(folder, "tmp")
             stack.callback(_remove, path)  # before it is there: a signal may come at any time
             file = stack.enter_context(open(path, "xb", opener=_open_private if private else None))
             # A file system without locks never sweeps.
@@ -154,12 +160,24 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder of files; one that holds anything else stays.
+
+    Raises:
+      OSError: it cannot be removed, or is none.
+    """
+    for name in os.listdir(path):
+        with contextlib.suppress(IsADirectoryError, PermissionError):  # one or the other, by the system
+            os.unlink(path / name)
+    path.rmdir()
+
+
 def _remove_abandoned(path: Path) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            (remove_folder if path.suffix == ".new" else Path.unlink)(path)
         finally:
             os.close(descriptor)
 
@@ -172,7 +190,8 @@ def _hand_on(replaced: os.stat_result, file: BinaryIO) -> None:
     os.fchmod(file.fileno(), stat.S_IMODE(replaced.st_mode) & 0o777)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until what a folder holds is on the disk; one that may not be read is left to the system."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:

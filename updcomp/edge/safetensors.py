@@ -1,18 +1,17 @@
 """The safetensors format in NumPy: an 8-byte length, a JSON header, the leaves' bytes without gaps."""
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from updcomp.edge import formats
+from updcomp.edge import formats, objects
 from updcomp.wire import dtypes, errors
 
 _METADATA = "__metadata__"
+_HEADER = "safetensors header"
 _LONGEST_ENTRY = 4096  # characters of a leaf's entry; 64 axes and two offsets of 19 digits each take 1,400
-_LONGEST_NUMBER = 19  # digits
 
 # The format's names; a pair of dtype name and width stands for a dtype that NumPy lacks.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -28,8 +27,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E5M2FNUZ": np.dtype([("float8_e5m2fnuz", "|u1")]),
 }
 _NAMES = {dtypes.name(dtype): name for name, dtype in _DTYPES.items()}
-
-_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class _Entry(NamedTuple):
@@ -81,80 +78,21 @@ def _check_places(entries: dict[str, _Entry], size: int) -> None:
 
 
 def _parse(header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """The leaves and the metadata; entry by entry, since JSON that is read at once takes thirty times its size."""
-    try:
-        text = header.decode()
-        entries, end = _object(text, 0, _value)
-        if _behind_space(text, end) != len(text):
-            raise ValueError(f"more behind its end at character {end}")
-    except errors.Error:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise errors.FileError(f"safetensors header: expected a JSON object, found {error}") from None
+    """The leaves and the metadata."""
+    entries = objects.parse(header, _value, what=_HEADER)
     metadata = entries.pop(_METADATA, {})
     return entries, metadata
 
 
-def _object(text: str, at: int, value: Callable[[str, str, int], tuple[Any, int]]) -> tuple[dict[str, Any], int]:
-    """Reads a JSON object.
-
-    Args:
-      text: that holds it.
-      at: where it begins.
-      value: (name, text, at) -> a value and where it ends.
-
-    Returns:
-      The object, and where it ends.
-
-    Raises:
-      ValueError: there is none.
-      FileError: a name appears twice or has no encoding.
-    """
-    found: dict[str, Any] = {}
-    at = _behind("{", text, at)
-    if text[at : at + 1] == "}":
-        return found, at + 1
-    while True:
-        name, at = _text(text, at)
-        if name in found:
-            raise errors.FileError(f"safetensors header: the name {name!r} appears twice")
-        at = _behind(":", text, _behind_space(text, at))
-        found[name], at = value(name, text, at)
-        at = _behind_space(text, at)
-        if text[at : at + 1] == "}":
-            return found, at + 1
-        at = _behind(",", text, at)
-
-
-def _behind_space(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
-
-
-def _behind(mark: str, text: str, at: int) -> int:
-    """Where what follows a mark and space begins."""
-    if text[at : at + 1] != mark:
-        raise ValueError(f"{text[at : at + 1]!r} in place of {mark!r} at character {at}")
-    return _behind_space(text, at + 1)
-
-
-def _text(text: str, at: int) -> tuple[str, int]:
-    if text[at : at + 1] != '"':
-        raise ValueError(f"{text[at : at + 1]!r} in place of a text at character {at}")
-    found, end = _DECODER.raw_decode(text, at)
-    formats.check_text(found)
-    return found, end
-
-
 def _value(name: str, text: str, at: int) -> tuple[Any, int]:
     """A leaf's entry or the metadata, and where it ends."""
-    return _object(text, at, _metadata_text) if name == _METADATA else _entry(name, text, at)
+    return objects.read(text, at, _metadata_text, what=_HEADER) if name == _METADATA else _entry(name, text, at)
 
 
 def _metadata_text(name: str, text: str, at: int) -> tuple[str, int]:
     if text[at : at + 1] != '"':
-        raise errors.FileError(f"safetensors header: expected a text for {name!r} under {_METADATA}")
-    return _text(text, at)
+        raise errors.FileError(f"{_HEADER}: expected a text for {name!r} under {_METADATA}")
+    return objects.read_text(text, at)
 
 
 def _entry(name: str, text: str, at: int) -> tuple[_Entry, int]:
@@ -162,7 +100,7 @@ def _entry(name: str, text: str, at: int) -> tuple[_Entry, int]:
     if not end:
         raise errors.FileError(f"safetensors leaf {name!r}: expected an entry of at most {_LONGEST_ENTRY} characters")
     try:
-        entry, length = _DECODER.raw_decode(text[at:end])
+        entry, length = objects.DECODER.raw_decode(text[at:end])
     except (ValueError, RecursionError) as error:
         raise errors.FileError(f"safetensors leaf {name!r}: expected its entry as JSON, found {error}") from None
     try:
@@ -178,43 +116,29 @@ def _entry(name: str, text: str, at: int) -> tuple[_Entry, int]:
     return _Entry(dtypes.Spec(shape, _DTYPES[dtype]), *offsets), at + length
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+class Plan(NamedTuple):
+    """A file before its leaves are written."""
+
+    start: bytes  # of the file: all that stands before the leaves
+    places: dict[str, int]  # leaf name -> where its bytes go
 
 
-def _no_integer(number: str) -> None:
-    raise ValueError(f"{number[:20]} in place of an integer")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a name that appears twice")
-    return found
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_integer, parse_float=_no_integer, parse_constant=_no_integer
-)
-
-
-def writer(specs: dict[str, dtypes.Spec], metadata: dict[str, str]) -> formats.Writer:
-    """What writes a file of these leaves, in any order; wide dtypes come first in it, so that every leaf is aligned.
+def plan(specs: Mapping[str, dtypes.Spec], metadata: Mapping[str, str]) -> Plan:
+    """Where a file has each of these leaves; wide dtypes come first in it, so that every leaf is aligned.
 
     Args:
       specs: of the leaves.
       metadata: texts.
 
     Returns:
-      A function (file opened for writing, leaves): the same leaves give the same bytes.
+      The plan: the same leaves give the same.
 
     Raises:
       FileError: the format has no such dtype, name or text, or the header is longer than a reader takes.
     """
     for text in (*specs, *metadata, *metadata.values()):
         formats.check_text(text)
-    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     starts, end = {}, 0
     for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
         spec, dtype = specs[name], dtypes.name(specs[name].dtype)
@@ -226,12 +150,30 @@ def writer(specs: dict[str, dtypes.Spec], metadata: dict[str, str]) -> formats.W
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > formats.LARGEST_INDEX:
         found = f"expected at most {formats.LARGEST_INDEX} bytes of names and metadata, found {len(encoded)}"
-        raise errors.FileError(f"safetensors header: {found}; use fewer or shorter ones")
+        raise errors.FileError(f"{_HEADER}: {found}; use fewer or shorter ones")
+    before = len(encoded).to_bytes(8, "little") + encoded
+    return Plan(before, {name: len(before) + start for name, start in starts.items()})
+
+
+def writer(specs: Mapping[str, dtypes.Spec], metadata: Mapping[str, str]) -> formats.Writer:
+    """What writes a file of these leaves, in any order.
+
+    Args:
+      specs: of the leaves.
+      metadata: texts.
+
+    Returns:
+      A function (file opened for writing, leaves): the same leaves give the same bytes.
+
+    Raises:
+      FileError: as `plan`.
+    """
+    planned = plan(specs, metadata)
 
     def write(file: BinaryIO, leaves: formats.Leaves) -> None:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.write(planned.start)
         for name, leaf in leaves:
-            file.seek(8 + len(encoded) + starts[name])
+            file.seek(planned.places[name])
             file.write(dtypes.flat_bits(leaf).data)
 
     return write

@@ -56,10 +56,11 @@ class Store:
         self._lock_timeout = lock_timeout
 
     def initialise(self, model_path: str | os.PathLike[str]) -> None:
-        """Makes a copy of a model file the first version.
+        """Makes a copy of a model the first version, one file whatever the model is in.
 
         Args:
-          model_path: a `.safetensors` or `.npz` file; it may lie in the store's folder, and is only read.
+          model_path: a `.safetensors` or `.npz` file, or a folder or index of shards; it may lie in the store's folder,
+            and is only read.
 
         Raises:
           FileError: the folder holds a store, or others' files where a store has its own; or a file cannot be read or

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from updcomp.edge import command_line, files, store
+from updcomp.edge import command_line, files, progress, store
 from updcomp.wire import dtypes, errors
 
 
@@ -26,7 +26,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         command.set_defaults(run=run)
         command.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
         if name == "init":
-            command.add_argument("model", metavar="MODEL", type=Path, help="deployed model, .safetensors or .npz")
+            command.add_argument(
+                "model", metavar="MODEL", type=Path, help="deployed model, a file or a folder of shards"
+            )
         elif name == "install":
             _add_install_options(command)
 
@@ -45,7 +47,8 @@ def _add_install_options(command: argparse.ArgumentParser) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     opened = store.Store(options.store)
-    opened.initialise(options.model)
+    with progress.shown("init"):
+        opened.initialise(options.model)
     command_line.say(f"{options.store}: version {opened.version()} is current")
 
 
@@ -54,7 +57,7 @@ def _install(options: argparse.Namespace) -> None:
     with files.open_model(opened.path()) as file:
         specs = dtypes.specs(file.model)
     update = files.read_update(options.update, specs)
-    with command_line.about(options.update):
+    with command_line.about(options.update), progress.shown("install"):
         version = opened.install(
             update, check=options.check, timeout=options.timeout, again=options.again, budget=options.budget
         )
@@ -74,7 +77,8 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    report = store.Store(options.store).verify()
+    with progress.shown("verify-store"):
+        report = store.Store(options.store).verify()
     command_line.say_json(report)
     if report["lost"] or report["updates_lost"]:
         raise errors.FileError(

@@ -44,6 +44,9 @@ class LazyBlocks(Mapping[str, Block]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
+        return name in self._makers
+
     def __len__(self) -> int:
         return len(self._makers)
 
