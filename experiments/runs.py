@@ -211,7 +211,7 @@ def alone(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def shared(work: Sequence[Work], lock_of: Callable[[Work], Path]) -> Iterator[Work]:
-    """work that several runs may share: what another run is doing comes last, after it has ended.
+    """Work that several runs may share: what another run is doing comes last, after it has ended.
 
     Args:
       work: all of it; doing what is done already has to do nothing.
