@@ -67,7 +67,7 @@ def _select(scene: Scene) -> tuple[Named, dict[str, Any]]:
     scores = jax.block_until_ready(jax.jit(functools.partial(scores_of, shapes), out_shardings=placing)())
     compiled = jax.jit(choose).lower(scores).compile()
     with resident.watched() as rise:
-        mask, seconds = _timed(compiled, scores)
+        mask, took = _timed(compiled, scores)
     # Leaf by leaf, so that no more is held than selecting takes; programs of virtual devices must not overlap.
     found = [jax.device_get(checked(scores[name], mask[name], np.uint32(n))) for n, name in enumerate(scores)]
     counts, least, most, sums = (np.array(part) for part in zip(*found, strict=True))
@@ -75,7 +75,7 @@ def _select(scene: Scene) -> tuple[Named, dict[str, Any]]:
     assert counts.sum() == selection.budget(RATIO, size), "as many as the ratio says"
     assert least.min() >= most.max(), "no score that is left out is above one that is chosen"
     figures = {
-        "seconds": seconds,
+        **took,
         "checksum": int(sums.sum(dtype=np.uint32)),
         "rise_bytes": rise.peak,
         "split": _split_of(mask),
@@ -177,14 +177,14 @@ def _encode(scene: Scene, mask: Named) -> dict[str, Any]:
     for name in {(leaf.shape, leaf.sharding): name for name, leaf in leaves.items()}.values():
         packet.blocks[name]  # compiles what is the same for all leaves of this shape
     with resident.watched() as made:
-        update, encode_seconds = _timed(api.encode, packet, scene.deployed)
+        update, encoding = _timed(api.encode, packet, scene.deployed)
     with resident.watched() as taken:
-        new, apply_seconds = _timed(api.apply, update, scene.deployed)  # checks both fingerprints
+        new, applying = _timed(api.apply, update, scene.deployed)  # checks both fingerprints
     old = trees.named_leaves(scene.deployed)
     assert all(leaf.sharding == old[name].sharding for name, leaf in trees.named_leaves(new).items())
     return {
-        "seconds": encode_seconds,
-        "apply_seconds": apply_seconds,
+        **encoding,
+        **{f"apply_{name}": seconds for name, seconds in applying.items()},
         "bytes": len(update),
         "sent": sum(block["size"] for block in api.inspect(update)["blocks"]),
         "rise_bytes": made.peak,
@@ -201,13 +201,13 @@ def _changed(leaf: jax.Array, seed: Any) -> tuple[jax.Array, jax.Array]:
     return old, old + 2 * _CHANGE * (uniform(leaf.shape, seed) - 0.5)
 
 
-def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """What a function gives, and its seconds without those of compilation."""
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, float]]:
+    """What a function gives; its seconds without those of compilation, and those of all cores in this process."""
     with measured() as compilation:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = jax.block_until_ready(function(*args))
-        seconds = time.perf_counter() - start
-    return found, seconds - compilation.seconds
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    return found, {"seconds": seconds - compilation.seconds, "core_seconds": busy}
 
 
 def _of_program(compiled: Any) -> dict[str, Any]:

@@ -37,7 +37,8 @@ LEGEND = (
     "leaf. MB a device are arguments and temporaries, by the compiler. Encode: a sparse update of 1 % of the kernels "
     "whose blocks are made from the devices' arrays one at a time; applying it checks both fingerprints. Host MB above "
     "the model are the most that was resident beside what the devices held before; kept is what of it stays. Virtual "
-    "devices share the cores of one CPU, and their memory is that of the process: seconds are upper bounds."
+    "devices share the cores of one CPU, and their memory is that of the process: seconds are upper "
+    "bounds, and in brackets are those of a core."
 )
 _PASSES = "16 passes of 2 bits, 1 count of ties, 16 passes for their cut"
 
@@ -92,15 +93,15 @@ def _line(name: str, cell: dict[str, Any]) -> tuple[str, ...]:
     return (
         size,
         mesh,
-        f"{select['seconds']:.2f}",
+        f"{select['seconds']:.2f} ({select['core_seconds']:.2f})",
         f"{_sum(select) / 1e3:.0f}",
         f"{_held(select) / 1e6:.1f}",
         each(".1f", lambda way: way["seconds"]),
         each(".1f", lambda way: _sum(way) / 1e6),
         each(".2f", lambda way: way["gathered_leaves"]),
         each(".0f", lambda way: _held(way) / 1e6),
-        f"{encode['seconds']:.1f}",
-        f"{encode['apply_seconds']:.1f}",
+        f"{encode['seconds']:.1f} ({encode['core_seconds']:.1f})",
+        f"{encode['apply_seconds']:.1f} ({encode['apply_core_seconds']:.1f})",
         f"{encode['bytes'] / 1e6:.2f}",
         _megabytes(encode["rise_bytes"]),
         _megabytes(encode["kept_bytes"]),
@@ -132,10 +133,10 @@ def _shown(cells: Cells) -> str:
     """What the figures say of growth, in one paragraph."""
     mesh, same = _on_one_mesh(cells)
     weights = [cell["weights"] for cell in same]
-    said = [f"On mesh {mesh}, from {weights[0]:,} to {weights[-1]:,} weights:"]
+    said = [f"On mesh {mesh}, with {', '.join(f'{count:,}' for count in weights)} weights:"]
     for what in ("select", "encode"):
-        each = [1e9 * cell[what]["seconds"] / cell["weights"] for cell in same]
-        said.append(f"{what} takes {each[0]:.1f} to {each[-1]:.1f} ns a weight;")
+        each = ", ".join(f"{1e9 * cell[what]['core_seconds'] / cell['weights']:.1f}" for cell in same)
+        said.append(f"{what} takes {each} ns of a core for each weight;")
     received = " and ".join(dict.fromkeys(f"{_sum(cell['select']):,}" for cell in same))
     said.append(f"selecting exchanges {received} B a device.")
     gathered = [way["gathered_leaves"] for cell in cells.values() for way in cell["train"].values() if way]
@@ -156,7 +157,7 @@ def _projected(model: Beyond, cell: dict[str, Any]) -> str:
     received = _sum(select) / cell["kernel_leaves"] / cell["devices"]
     selecting = _held(select) * cell["devices"] / cell["kernels"]
     host = max(0, (encode["rise_bytes"] or 0) - 8 * encode["sent"]) / cell["largest_leaf"]
-    rate = cell["weights"] / encode["seconds"]
+    rate = cell["weights"] / encode["core_seconds"]
     held = {"bf16 weights": 2, "float32 that train": 4, "the best epoch's": 4, "Adam's moments": 8, "the mask": 1}
     parts = [f"{what} {count} W/D = {count * share:.2f}" for what, count in held.items()]
     return (
@@ -166,7 +167,7 @@ def _projected(model: Beyond, cell: dict[str, Any]) -> str:
         f"{received * model.leaves * model.devices / 1e6:.1f} MB a device ({_PASSES}), whatever W. "
         f"Host: {host:.1f} B x {model.largest:,} weights of the largest leaf = {host * model.largest / 1e9:.1f} GB, "
         f"and 8 B x {RATIO} W = {8 * RATIO * weights / 1e9:.2f} GB of symbols. "
-        f"Encoding: W / ({rate / 1e6:.1f} M weights/s) = {weights / rate:,.0f} s."
+        f"Encoding: W / ({rate / 1e6:.1f} M weights/s of a core) = {weights / rate:,.0f} s."
     )
 
 
