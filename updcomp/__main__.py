@@ -118,7 +118,8 @@ def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: 
     try:
         return diff(max_bytes=options.max_bytes - (taken - without))
     except BudgetError as error:
-        raise BudgetError(f"{error}, beside {taken - without} of metadata") from None
+        said = f"the metadata take {taken - without} of --max-bytes={options.max_bytes}; of the rest"
+        raise BudgetError(f"{said}, {error}") from None
 
 
 def _left_out(old: dtypes.Model, new: dtypes.Model) -> list[str]:

@@ -22,12 +22,12 @@ _SHORT = 2**12  # bytes of a message that travels at once; longer ones follow in
 _LENGTH = 8  # bytes
 _SECONDS_TO_END = 30  # that processes wait for each other at the end, where one may have failed
 
-_terminated = threading.Event()  # by SIGTERM
+_terminated = threading.Event()  # by a signal
 _in_first = threading.Event()  # while the first process works for all
 
 
 class PreemptedError(Exception):
-    """The machine of one of the processes is about to be taken away; what was saved goes on with the same command."""
+    """One of the processes has to end, as its machine is about to be taken away; the same command goes on."""
 
 
 class _Outcome(NamedTuple):
@@ -40,8 +40,8 @@ def initialise(
 ) -> None:
     """Joins the other processes; called once in each, before anything else of JAX.
 
-    It is `jax.distributed.initialize`, which finds everything by itself on Cloud TPU, Slurm and Open MPI. SIGTERM then
-    no longer ends this process: trainings with checkpoints save and end, see `PreemptedError`.
+    It is `jax.distributed.initialize`, which finds everything by itself on Cloud TPU, Slurm and Open MPI. SIGTERM and
+    Ctrl-C then no longer end this process at once: trainings with checkpoints save and end, see `PreemptedError`.
 
     Args:
       coordinator_address: `host:port` of the first process, as the others reach it.
@@ -59,7 +59,15 @@ def initialise(
     except (RuntimeError, ValueError) as error:
         advice = "say coordinator_address, num_processes and process_id where they cannot be found"
         raise Error(f"cannot join the other processes: {' '.join(str(error).split())}; {advice}") from None
-    signal.signal(signal.SIGTERM, lambda number, frame: _terminated.set())
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _terminate)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """A signal handler: all processes end after this epoch; a second Ctrl-C does not wait for it."""
+    if number == signal.SIGINT and _terminated.is_set():
+        raise KeyboardInterrupt
+    _terminated.set()
 
 
 def is_first() -> bool:
@@ -134,7 +142,7 @@ def in_any(flag: bool) -> bool:
 
 
 def is_preempted() -> bool:
-    """Whether a process was told by SIGTERM that its machine is about to be taken away; all learn it here."""
+    """Whether a process was told, by SIGTERM or Ctrl-C, that it has to end; all learn it here."""
     return in_any(_terminated.is_set())
 
 

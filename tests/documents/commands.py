@@ -19,7 +19,22 @@ from updcomp.edge import __main__ as device
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = {  # with flags of their own
-    *("pip", "venv", "pytest", "sphinx", "ruff", "mypy", "jupytext", "cmake", "cd", "git", "gcloud", "rsync", "tfds"),
+    *(
+        "pip",
+        "venv",
+        "pytest",
+        "sphinx",
+        "ruff",
+        "mypy",
+        "jupytext",
+        "cmake",
+        "cd",
+        "git",
+        "gcloud",
+        "rsync",
+        "tfds",
+        "jupyter",
+    ),
 }
 OWN = {"updcomp": server, "updcomp.edge": device}
 PLACEHOLDER = re.compile(r"[A-Z]{2,}")

@@ -11,23 +11,39 @@ from updcomp.wire.kind import Block
 
 
 class Site(NamedTuple):
-    """Where a form is used: one kernel of a deployed model."""
+    """Where a form is used: one kernel of a deployed model.
+
+    Attributes:
+      leaf: its name, role, and how it is read as matrices.
+      number: of the leaf in the sorted order of all names.
+      held: the deployed array, in its own dtype.
+      old: the same as float32; changes are relative to it.
+      weights: float32, those that training starts from: `old`, unless a method starts elsewhere.
+      seed: of the packet, which travels.
+      key: PRNG key of this kernel, for what does not travel.
+    """
 
     leaf: Leaf
-    number: int  # of the leaf in the sorted order of all names
-    held: jax.Array  # the deployed array, in its own dtype
-    old: jax.Array  # the same as float32
-    weights: jax.Array  # float32: those that training starts from
-    seed: int  # the packet's
-    key: jax.Array  # PRNG key of this kernel
+    number: int
+    held: jax.Array
+    old: jax.Array
+    weights: jax.Array
+    seed: int
+    key: jax.Array
 
 
 class Parametrised(NamedTuple):
-    """A kernel as it trains."""
+    """A kernel as it trains.
 
-    trainable: PyTree  # of floating arrays, the start
-    fixed: PyTree = None  # what the form's `rebuild` reads beside it
-    mask: jax.Array | None = None  # booleans like the kernel, True = sent; None: all of it moves
+    Attributes:
+      trainable: floating arrays, the start.
+      fixed: what the form's `rebuild` reads beside it.
+      mask: booleans like the kernel, True = sent; None: all of it moves.
+    """
+
+    trainable: PyTree
+    fixed: PyTree = None
+    mask: jax.Array | None = None
 
 
 class Form(Protocol):

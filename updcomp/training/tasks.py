@@ -140,6 +140,8 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
 def _check_batch(task: Task, mesh: jax.sharding.Mesh | None) -> None:
     """Checks that a batch can be split as it is to be."""
     names = mesh.axis_names if mesh else ()
+    if isinstance(task.batch_axes, str):
+        raise Error(f"batch_axes: expected a tuple of names, found {task.batch_axes!r}; give ({task.batch_axes!r},)")
     if task.batch_axes is not None and (unknown := [name for name in task.batch_axes if name not in names]):
         raise Error(f"batch_axes: expected some of the mesh's axes, {names}, found {unknown[0]!r}")
     if task.mesh and task.batch_axes is None and devices.DATA not in names:
