@@ -128,12 +128,16 @@ def seeds(kind: str | None = None) -> list[bytes]:
             if kind is None:
                 found += [container.encode(sent, base), container.encode(sent, base, metadata=(METADATA, _LATER))]
             else:
-                found += [
-                    container.encode(packet.Packet({name: block}, sent.seed), base)
-                    for name, block in sent.blocks.items()
-                    if versions.kind_of(block).name == kind
-                ]
-    return sorted({update for update in found if len(update) <= mutation.MOST})
+                alone = (packet.Packet({name: block}, sent.seed) for name, block in sent.blocks.items())
+                found += [container.encode(one, base) for one in alone]
+    return sorted(
+        {update for update in found if len(update) <= mutation.MOST and (not kind or _kind_of(update) == kind)}
+    )
+
+
+def _kind_of(update: bytes) -> str:
+    """The kind of the first block, which the encoder may have chosen."""
+    return header.parse(update).heads[0].kind.name
 
 
 def edit(data: bytes, rng: random.Random) -> bytes:

@@ -85,7 +85,7 @@ class Blocks:
         self._account = account(parts, update_bytes, specs, budget)
         self._parts = parts
         self._specs = specs
-        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
+        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded, short=parts.version.is_short)
 
     def read(self, name: str, old: dtypes.Array) -> Block:
         """The next block, that of this held leaf."""

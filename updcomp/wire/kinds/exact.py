@@ -1,38 +1,28 @@
-"""Exact: the leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
+"""Exact: the leaf's new bits, lossless for every dtype, a move for every weight; or as `changes` where few move."""
 
-from typing import NamedTuple
+from updcomp.wire import costs, dtypes, kind, streams, whole
+from updcomp.wire.exact import Exact, hold
+from updcomp.wire.kinds import changes, raw
 
-import numpy as np
-
-from updcomp.wire import contexts, costs, dtypes, kind, streams
-from updcomp.wire.kinds import raw
-
-
-class Exact(NamedTuple):
-    """The leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
-
-    new: np.ndarray  # shape and dtype of the leaf
+__all__ = ["KIND", "Exact"]
 
 
-def _hold(block: Exact) -> Exact:
-    return block._replace(new=dtypes.hold(block.new))
+def _head(block: Exact, old: dtypes.Array) -> kind.Head:
+    """Of the kind that fits how many weights change."""
+    few = changes.changed(block.new, old)
+    return kind.Head(KIND, 0) if few is None else kind.Head(changes.KIND, 0, size=few)
 
 
 def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
-    count = dtypes.elements(spec)
-    return costs.total(costs.tokens(count, lanes), operations=spec.nbytes, working_bytes=spec.nbytes)
-
-
-def _head(_: Exact, __: dtypes.Array) -> kind.Head:
-    return kind.Head(KIND, 0)
+    return whole.cost(spec, lanes)
 
 
 def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
-    return contexts.write_differences(writer, block.new, old)
+    return whole.write(writer, block.new, old)
 
 
 def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
-    return Exact(contexts.read_differences(reader, old))
+    return Exact(whole.read(reader, old))
 
 
 KIND = kind.Kind(
@@ -42,7 +32,7 @@ KIND = kind.Kind(
     stepped=False,
     sized=False,
     viewed=False,
-    hold=_hold,
+    hold=hold,
     check=raw.check,
     cost=_cost,
     head=_head,
