@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from updcomp.wire import container, errors, header, pieces, streams, tokens
+from updcomp.wire import container, errors, header, pieces, streams, tokens, workers
 
 _READER, _PIECES = streams.Reader, pieces.readers
 
@@ -42,7 +42,7 @@ def recording(reader: "Recorder") -> Iterator[None]:
     with (
         mock.patch.object(streams, "Reader", return_value=reader),
         mock.patch.object(pieces, "readers", lambda parent, count, lanes: [parent.open(lanes) for _ in range(count)]),
-        mock.patch.object(pieces, "at_once", return_value=1),
+        mock.patch.object(workers, "cores", return_value=1),
     ):
         yield
 
@@ -58,8 +58,7 @@ class Recorder(_READER):
         """The next piece."""
         piece = self.child(lanes)
         piece._writer, piece._opened = pieces.Writer(), []
-        self._opened.append((len(self._writer._raw), piece, lanes))
-        self._writer.pieces([b""], 1)
+        self._opened.append((self._writer.reserve(), piece, lanes))
         return piece
 
     def child(self, lanes: int) -> "Recorder":
@@ -69,7 +68,7 @@ class Recorder(_READER):
     def sections(self, lanes: int | None) -> dict[str, Any]:
         """The fields of `header.Update` that say what was read, in so many lanes or as many as a writer takes."""
         for at, piece, own in self._opened:
-            self._writer._raw[at] = piece._writer.pack(own)
+            self._writer.fill(at, piece._writer.pack(own))
         raw, extra, chosen, coded = self._writer.finish()
         if lanes and chosen:
             raw, extra, chosen, coded = self._writer.finish(lanes)

@@ -222,7 +222,7 @@ def by_the_table(head, shape, words, itemsize, lanes):
     basis_ += stack * (6 * size * 2**15 + 96 * size * (fan_in + fan_out)) + 16 * n
     at = w + 64 * size
     lines = fan_in + size if size else 0
-    lanes_of = lambda t: min(max(2 ** ((t // 512).bit_length() - 1), 1), 4096) if t >= 512 else 1  # noqa: E731
+    lanes_of = lambda t: min(max(2 ** ((t // 256).bit_length() - 1), 1), 4096) if t >= 256 else 1  # noqa: E731
 
     def rounds(k, p, own):
         c, r = min(16, k), max(1, k.bit_length() - 6)
@@ -232,7 +232,7 @@ def by_the_table(head, shape, words, itemsize, lanes):
     def changes(k):
         p = math.ceil(n / 2**22) if 2 * k >= 2**12 else 1
         own, q = lanes_of(2 * k // p) if 2 * k >= 2**12 else lanes, math.ceil(n / p)
-        working = min(3 + w // 2**24, p) * (96 * min(k, q // 8, 2**18) + 2 * q)
+        working = min(3 + w // 2**24, p) * (96 * min(k, q // 8, 2**18) + 4 * q)
         return [(2 * rounds(k, p, own) if k else 0, 0)], w + 8 * n + 128 * k, working
 
     def exact():

@@ -117,7 +117,7 @@ def finish(own, late):
 
 
 def lanes_of(tokens):
-    return min(2 ** max((tokens // 512).bit_length() - 1, 0), 4096)
+    return min(2 ** max((tokens // 256).bit_length() - 1, 0), 4096)
 
 
 def piece(sections, lanes):

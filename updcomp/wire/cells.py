@@ -49,6 +49,7 @@ class Grid(NamedTuple):
         wide = magnitudes.astype(np.uint64)
         wide += np.uint64((_BIAS - self.base) % (1 << 11) << self.mantissa)
         wide <<= np.uint64(_MANTISSA - self.mantissa)
+        wide &= np.uint64((1 << 63) - 1)
         floats = wide.view(np.float64)
         floats[magnitudes < self._step] = 0
         found = floats.astype(np.int64)

@@ -41,10 +41,13 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: 
     grid = choose_grid(after, before, layout)
     moves = cells.moves(after, before, grid)
     write_grid(writer, grid, layout)
-    exponents = density.fields(old, layout) if layout else np.zeros(0, np.uint8)
-    starts = density.choose(exponents, exponents[places], moves) if layout else np.zeros(0, np.int64)
-    sizes, ranks = _ranked(exponents, starts, places, len(old))
+    sizes, ranks = [len(old)], [places]
     if layout:
+        exponents = density.fields(old, layout)
+        starts = density.choose(exponents, exponents[places], moves)
+        classes = density.Classes.of(exponents, starts)
+        own = np.searchsorted(starts.astype(exponents.dtype), exponents[places], side="right")
+        sizes, ranks = classes.sizes, [classes.ranks(i, places[own == i]) for i in range(len(classes.sizes))]
         writer.symbol(len(starts), _CLASS_BITS)
         writer.integers(np.diff(starts, prepend=0) - 1, signed=False)
         writer.integers(np.array([len(one) for one in ranks[1:]], np.int64), signed=False)
@@ -52,18 +55,17 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: 
     # Of all classes one below the other, each in the order of its weights.
     gaps = np.concatenate([np.diff(one, prepend=-1) - 1 for one in ranks])[order.places]
     if len(ranks) > 1:
-        classes = np.searchsorted(starts.astype(exponents.dtype), exponents[places], side="right")
-        grouped = np.argsort(classes.astype(np.uint8), kind="stable")[order.places]
+        grouped = np.argsort(own.astype(np.uint8), kind="stable")[order.places]
         moves, before, after = moves[grouped], before[grouped], after[grouped]
     gap_segment = streams.Segment.of(gaps, signed=False)
     move_segment = streams.Segment.of(moves - (moves > 0), signed=True)
     scales = _scales(sizes, order)
     writer.symbols(gap_segment, scales, order.contexts, order.chunks, count_weight=_GAP_WEIGHT)
     contexts, many = order.merged(scales)
-    own = _own_scales(move_segment, contexts, many)
-    for scale in own.tolist():
+    move_scales = _own_scales(move_segment, contexts, many)
+    for scale in move_scales.tolist():
         writer.symbol(scale, models.SCALE_BITS)
-    writer.symbols(move_segment, own, contexts, order.chunks)
+    writer.symbols(move_segment, move_scales, contexts, order.chunks)
     for segment in (gap_segment, move_segment):
         writer.late(segment.low, tokens.widths(segment.symbols))
     if grid:
@@ -80,20 +82,20 @@ def read(
     if not count:
         return new
     grid = read_grid(reader, old, layout)
-    exponents, starts, counts = np.zeros(0, np.uint8), np.zeros(0, np.int64), np.array([count])
+    classes, counts, sizes = None, np.array([count]), [len(old)]
     if layout:
-        exponents = density.fields(old, layout)
         starts, counts = _read_classes(reader, count, layout)
-    sizes = density.counts(exponents, starts) if len(starts) else np.array([[len(old)]])
+        classes = density.Classes.of(density.fields(old, layout), starts)
+        sizes = classes.sizes
     order = _Rounds.of(counts)
-    if (counts > sizes.sum(axis=0)).any():
+    if (counts > sizes).any():
         raise errors.CorruptUpdateError("classes: expected no more changes than weights, found more")
     scales = _scales(sizes, order)
     found = reader.symbols(count, scales, order.contexts, order.chunks, signed=False, count_weight=_GAP_WEIGHT)
     contexts, many = order.merged(scales)
     own = np.array([reader.symbol(models.SCALE_BITS) for _ in range(many)])
     moved = reader.symbols(count, own, contexts, order.chunks)
-    places = _places(reader, found, order, (exponents, starts, sizes))
+    places = _places(reader, found, order, classes, len(old))
     moves = tokens.unfold(tokens.join(moved, reader.late(tokens.widths(moved))))
     moves += moves >= 0
     before = old[places]
@@ -119,7 +121,7 @@ def cost(spec: dtypes.Spec, count: int, many: int, lanes: int) -> costs.Cost:
     return costs.total(
         *(segment, segment),
         operations=spec.nbytes + _PER_WEIGHT * size + _PER_CHANGE * count,
-        working_bytes=held * (_HELD * min(count, piece // 8, MOST) + 2 * piece),
+        working_bytes=held * (_HELD * min(count, piece // 8, MOST) + 4 * piece),
     )
 
 
@@ -128,13 +130,14 @@ def choose_grid(new: dtypes.Array, old: dtypes.Array, layout: Layout | None) -> 
     if layout is None:
         return None
     step = max(1, len(old) // _SAMPLE)
+    highest = int(max(density.fields(part, layout).max(initial=0) for part in (new, old)))
     new, old = new[::step], old[::step]
     plain = cells.moves(new, old, None)
-    if np.median(np.abs(plain)) < _COARSE:
+    if not len(old) or np.median(np.abs(plain)) < _COARSE:
         return None
     mantissa, exponent = layout
-    highest = int(max(density.fields(part, layout).max() for part in (new, old)))
-    moved = _magnitudes(new, layout) - _magnitudes(old, layout)
+    with np.errstate(invalid="ignore", over="ignore"):
+        moved = _magnitudes(new, layout) - _magnitudes(old, layout)
     middle = float(np.median(np.abs(moved[np.isfinite(moved)]))) if np.isfinite(moved).any() else 0.0
     base = (np.float64(middle).view(np.uint64) >> np.uint64(52)).astype(int) - 1023 + (1 << exponent - 1) - 1 - _SHARE
     if not max(1, highest - mantissa) <= base < 1 << exponent:
@@ -195,16 +198,6 @@ def _estimate(moves: dtypes.Array, contexts: dtypes.Array) -> float:
     return entropy + learning + float(tokens.widths(symbols).sum())
 
 
-def _ranked(
-    exponents: dtypes.Array, starts: dtypes.Array, places: dtypes.Array, size: int
-) -> tuple[dtypes.Array, list[dtypes.Array]]:
-    """How many weights each class has, slice by slice, and the ranks of those that change."""
-    if not len(starts):
-        return np.array([[size]]), [places]
-    sizes = density.counts(exponents, starts)
-    return sizes, density.ranks(exponents, starts, sizes, places)
-
-
 def _read_classes(reader: streams.Reader, count: int, layout: Layout) -> tuple[dtypes.Array, dtypes.Array]:
     """Where classes begin, and how many weights change in each."""
     more = reader.symbol(_CLASS_BITS)
@@ -220,21 +213,21 @@ def _places(
     reader: streams.Reader,
     symbols: dtypes.Array,
     order: "_Rounds",
-    classes: tuple[dtypes.Array, dtypes.Array, dtypes.Array],
+    classes: density.Classes | None,
+    size: int,
 ) -> dtypes.Array:
     """Where the weights that change are, in the order of their tokens."""
-    exponents, starts, sizes = classes
     gaps = tokens.join(symbols, reader.late(tokens.widths(symbols)))
-    if int(gaps.max(initial=0)) > (most := int(sizes.sum())):
-        raise errors.CorruptUpdateError(f"places: expected gaps of at most {most}, found larger ones")
+    if int(gaps.max(initial=0)) > size:
+        raise errors.CorruptUpdateError(f"places: expected gaps of at most {size}, found larger ones")
     steps = np.empty(len(gaps), np.int64)
     steps[order.places] = gaps.view(np.int64) + 1
     ends = np.cumsum(order.counts)
     ranks = [np.cumsum(part) - 1 for part in np.split(steps, ends[:-1])]
-    for one, members in zip(ranks, sizes.sum(axis=0), strict=True):
+    for one, members in zip(ranks, [size] if classes is None else classes.sizes, strict=True):
         if len(one) and one[-1] >= members:
             raise errors.CorruptUpdateError(f"places: expected ranks below {members}, found {one[-1]}")
-    found = density.places(exponents, starts, sizes, ranks) if len(starts) else ranks
+    found = ranks if classes is None else [classes.places(i, one) for i, one in enumerate(ranks)]
     return np.concatenate(found)[order.places]
 
 
@@ -248,9 +241,9 @@ def _own_scales(segment: streams.Segment, contexts: streams.Contexts | None, man
     return np.array([models.best_scale(one, signed=True) for one in counts])
 
 
-def _scales(sizes: dtypes.Array, order: "_Rounds") -> dtypes.Array:
-    """Of each class the scale of its gaps' prior: half-octaves of (weights that stay) / (weights that change)."""
-    return np.array([scale_of(int(n), int(k)) for n, k in zip(sizes.sum(axis=0), order.counts, strict=True)])
+def _scales(sizes: list[int], order: "_Rounds") -> dtypes.Array:
+    """Of each class the scale of its gaps' prior."""
+    return np.array([scale_of(n, k) for n, k in zip(sizes, order.counts.tolist(), strict=True)])
 
 
 def scale_of(members: int, changed: int) -> int:

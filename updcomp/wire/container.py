@@ -1,10 +1,14 @@
 """An update as bytes: encoded, decoded, applied and verified. `FORMAT.md` is the specification."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import functools
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any
 
 from updcomp.wire import apply as apply_
-from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet
+from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet, workers
 from updcomp.wire import metadata as metadata_
+from updcomp.wire.kind import Later
 
 Texts = Mapping[str, str]
 """The metadata of a model file."""
@@ -40,9 +44,12 @@ def encode(
     specs = dtypes.specs(base)
     apply_.check_names(sent, specs)
     written = encoding.Blocks(sent, specs, budget)
-    for name in specs:
-        written.take(name, dtypes.hold(base[name]))
-    parts = written.parts(None if metadata is None else metadata_.change(*metadata))
+    try:
+        for name in specs:
+            written.take(name, dtypes.hold(base[name]))
+        parts = written.parts(None if metadata is None else metadata_.change(*metadata))
+    finally:
+        written.close()
     update = header.pack(parts)
     decoding.account(parts, len(update), specs, budget)
     return update
@@ -180,21 +187,40 @@ def _new_leaves(
     """
     parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
     blocks = decoding.Blocks(parts, len(update), specs, budget)
-    for index, name in enumerate(specs):
-        if name not in blocks.names and not all_leaves:
-            continue
-        leaf = base[name]
-        if name in blocks.names:
-            old = dtypes.hold(leaf)
-            block = blocks.read(name, old)
-            with errors.of_leaf(name):
-                leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
-            del old, block
-        changed.add(name, leaf)
-        yield name, leaf
+    names = [name for name in specs if name in blocks.names or all_leaves]
+    with contextlib.closing(_made(names, base, specs, parts.seed, blocks)) as made:
+        for name, leaf in made:
+            changed.add(name, leaf)
+            yield name, leaf
     blocks.finish()
     if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:
         raise errors.CorruptUpdateError(_mismatch(parts.result, found))
+
+
+def _made(
+    names: list[str], base: dtypes.Model, specs: dict[str, dtypes.Spec], seed: int, blocks: decoding.Blocks
+) -> Generator[tuple[str, dtypes.Array], None, None]:
+    """These leaves of the new model, in order; those that are coded in pieces are worked on ahead, in threads."""
+    indices, ahead = {name: index for index, name in enumerate(specs)}, workers.Ahead[tuple[str, dtypes.Array]]()
+
+    def finish(name: str, old: dtypes.Array, block: Any) -> tuple[str, dtypes.Array]:
+        with errors.of_leaf(name):
+            made = block.finish() if isinstance(block, Later) else block
+            return name, apply_.apply_block(made, old, seed=seed, index=indices[name])
+
+    try:
+        for name in names:
+            leaf = base[name]
+            block = blocks.begin(name, old := dtypes.hold(leaf)) if name in blocks.names else None
+            if isinstance(block, Later):
+                yield from ahead.done(2 * old.nbytes)
+                ahead.add(2 * old.nbytes, functools.partial(finish, name, old, block))
+                continue
+            yield from ahead.done(None)
+            yield (name, leaf) if block is None else finish(name, old, block)
+        yield from ahead.done(None)
+    finally:
+        ahead.close()
 
 
 def _mismatch(expected: bytes, found: bytes) -> str:

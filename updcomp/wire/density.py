@@ -2,11 +2,12 @@
 
 A class is a range of exponent fields. Of the weights of a class, in order, those that change are known by their ranks;
 the gaps between these are geometric, so that no place costs more than the class's own density makes it. Nothing is
-sorted: where a class's weights are follows from comparing exponents, a slice at a time.
+sorted: a class's weights are bits, 64 in a word, found by comparing exponents; a rank is found by counting bits.
 """
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,13 @@ MOST = 16  # classes
 _SLICE = 1 << 18  # weights at a time: their masks stay in the cache
 _SAMPLE = 1 << 17  # weights whose exponents are counted where classes are chosen
 _PER_CLASS = 48.0  # bits that a class costs: its boundary, its count, and learning its values
+
+_BYTES = np.arange(256, dtype=np.uint8)
+_SET = np.unpackbits(_BYTES[:, None], axis=1, bitorder="little")
+# Of every byte, the place of each of its set bits.
+_SELECT = np.zeros((256, 8), np.uint8)
+for _byte, _row in enumerate(_SET):
+    _SELECT[_byte, : _row.sum()] = np.flatnonzero(_row)
 
 
 def fields(bits: dtypes.Array, layout: tuple[int, int]) -> dtypes.Array:
@@ -36,65 +44,82 @@ def fields(bits: dtypes.Array, layout: tuple[int, int]) -> dtypes.Array:
     return found
 
 
-def counts(exponents: dtypes.Array, starts: dtypes.Array) -> dtypes.Array:
-    """How many weights each class has: int64 (slices, classes), slice by slice.
+class Classes(NamedTuple):
+    """Which weights each class has."""
 
-    Args:
-      exponents: as `fields` returns them.
-      starts: the lowest exponent of every class but the first, strictly ascending.
-    """
-    found = np.zeros((-(-len(exponents) // _SLICE), len(starts) + 1), np.int64)
-    for row, part in zip(found, _slices(len(exponents)), strict=True):
-        above = [
-            part.stop - part.start,
-            *(np.count_nonzero(exponents[part] >= start) for start in _typed(exponents, starts)),
-            0,
-        ]
-        row[:] = [here - after for here, after in itertools.pairwise(above)]
-    return found
+    words: list[dtypes.Array]  # of each class uint64: bit i of word j is weight 64 j + i
+    sizes: list[int]  # how many weights each has
+
+    @classmethod
+    def of(cls, exponents: dtypes.Array, starts: dtypes.Array) -> "Classes":
+        """The classes of weights.
+
+        Args:
+          exponents: as `fields` returns them.
+          starts: the lowest exponent of every class but the first, strictly ascending.
+        """
+        padded = -(-len(exponents) // 64) * 8
+        above = [np.zeros(padded, np.uint8) for _ in range(len(starts) + 1)]
+        for part in _slices(len(exponents)):
+            here, place = exponents[part], slice(part.start // 8, -(-part.stop // 8))
+            above[0][place] = np.packbits(np.ones(len(here), bool), bitorder="little")
+            for one, start in zip(above[1:], starts.astype(exponents.dtype), strict=True):
+                one[place] = np.packbits(here >= start, bitorder="little")
+        words = [one.view("<u8") for one in above]
+        for lower, higher in itertools.pairwise(words):
+            lower ^= higher  # whatever is above the higher start is above the lower one too
+        return cls(words, [int(_counts(one).sum()) for one in words])
+
+    def ranks(self, which: int, places: dtypes.Array) -> dtypes.Array:
+        """The ranks of some weights of a class within it.
+
+        Args:
+          which: the class.
+          places: int64 (k,), of weights that it has.
+
+        Returns:
+          int64 (k,).
+        """
+        words, (word, bit) = self.words[which], np.divmod(places, 64)
+        below = words[word] & ((np.uint64(1) << bit.astype(np.uint64)) - np.uint64(1))
+        counts = _counts(words)
+        return (np.cumsum(counts) - counts)[word] + _counts(below)
+
+    def places(self, which: int, ranks: dtypes.Array) -> dtypes.Array:
+        """The inverse of `ranks`.
+
+        Args:
+          which: the class.
+          ranks: int64 (k,), below its size.
+
+        Returns:
+          int64 (k,).
+        """
+        words = self.words[which]
+        ends = np.cumsum(_counts(words))
+        word = np.searchsorted(ends, ranks, side="right")
+        bits = words[word]
+        left = ranks - ends[word] + _counts(bits)
+        found = 64 * word
+        for width in (32, 16, 8):  # the half of the bits that has it
+            lower = bits & np.uint64((1 << width) - 1)
+            counts = _counts(lower)
+            is_higher = left >= counts
+            bits = np.where(is_higher, bits >> np.uint64(width), lower)
+            left -= counts * is_higher
+            found += width * is_higher
+        return found + _SELECT[bits.view(np.int64), left]
 
 
-def ranks(
-    exponents: dtypes.Array, starts: dtypes.Array, sizes: dtypes.Array, places: dtypes.Array
-) -> list[dtypes.Array]:
-    """The ranks of some weights within their classes.
-
-    Args:
-      exponents: of all weights.
-      starts: as in `counts`.
-      sizes: as `counts` returns them.
-      places: int64 (k,), strictly ascending.
-
-    Returns:
-      For each class int64 ranks, ascending, of its weights among `places`.
-    """
-    found: list[list[dtypes.Array]] = [[] for _ in sizes[0]]
-    first = np.cumsum(sizes, axis=0) - sizes
-    bounds = np.searchsorted(places, np.arange(0, len(exponents) + _SLICE, _SLICE))
-    own = np.searchsorted(_typed(exponents, starts), exponents[places], side="right")
-    for i, part in enumerate(_slices(len(exponents))):
-        here = slice(bounds[i], bounds[i + 1])
-        inside, classes = places[here] - part.start, own[here]
-        for which, members in _members(exponents[part], starts):
-            if len(wanted := inside[classes == which]):
-                found[which].append(np.searchsorted(np.flatnonzero(members), wanted) + first[i, which])
-    return [np.concatenate(one) if one else np.zeros(0, np.int64) for one in found]
-
-
-def places(
-    exponents: dtypes.Array, starts: dtypes.Array, sizes: dtypes.Array, ranks: list[dtypes.Array]
-) -> list[dtypes.Array]:
-    """The inverse of `ranks`: for each class the places of its ranks, int64."""
-    first = np.cumsum(sizes, axis=0) - sizes
-    bounds = [np.searchsorted(one, np.append(first[:, i], first[-1, i] + sizes[-1, i])) for i, one in enumerate(ranks)]
-    found = [np.empty(len(one), np.int64) for one in ranks]
-    for i, part in enumerate(_slices(len(exponents))):
-        for which, members in _members(exponents[part], starts):
-            here = slice(bounds[which][i], bounds[which][i + 1])
-            if here.stop > here.start:
-                inside = ranks[which][here] - first[i, which]
-                found[which][here] = np.flatnonzero(members)[inside] + part.start
-    return found
+def _counts(words: dtypes.Array) -> dtypes.Array:
+    """int64: the set bits of each word."""
+    found = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    found = (found & np.uint64(0x3333333333333333)) + ((found >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    found += found >> np.uint64(4)
+    found &= np.uint64(0x0F0F0F0F0F0F0F0F)
+    found *= np.uint64(0x0101010101010101)
+    found >>= np.uint64(56)
+    return found.view(np.int64)
 
 
 def choose(exponents: dtypes.Array, changed: dtypes.Array, sizes: dtypes.Array) -> dtypes.Array:
@@ -148,20 +173,6 @@ def _bits(total: dtypes.Array, count: dtypes.Array, moved: dtypes.Array) -> dtyp
         found -= part * np.log2(np.maximum(part, 1) / np.maximum(total, 1))
     mean = np.maximum((moved / np.maximum(count, 1)) ** 2 - 1, 0)
     return found + count * ((mean + 1) * np.log2(mean + 1) - mean * np.log2(np.maximum(mean, 1e-9)))
-
-
-def _members(exponents: dtypes.Array, starts: dtypes.Array) -> Iterator[tuple[int, dtypes.Array]]:
-    """(class, mask of its weights), of a slice."""
-    above: dtypes.Array = np.ones(len(exponents), bool)
-    for which, start in enumerate(_typed(exponents, starts)):
-        higher = exponents >= start
-        yield which, above > higher
-        above = higher
-    yield len(starts), above
-
-
-def _typed(exponents: dtypes.Array, starts: dtypes.Array) -> dtypes.Array:
-    return starts.astype(exponents.dtype)
 
 
 def _slices(size: int) -> Iterator[slice]:

@@ -4,8 +4,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from updcomp.wire import costs, decoding, dtypes, errors, fingerprint, header, metadata, packet, rans, streams, versions
-from updcomp.wire.kind import Block, Head
+from updcomp.wire import (
+    costs,
+    decoding,
+    dtypes,
+    errors,
+    fingerprint,
+    header,
+    metadata,
+    packet,
+    rans,
+    streams,
+    versions,
+    workers,
+)
+from updcomp.wire.kind import Block, Head, Later
 from updcomp.wire.kinds import raw
 
 
@@ -25,6 +38,7 @@ class Blocks:
         self._charged = costs.Account(specs, 0, budget)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
         self._writer, self._heads = streams.Writer(), list[Head]()
+        self._ahead = workers.Ahead[None]()
 
     def take(self, name: str, old: dtypes.Array) -> None:
         """The next held leaf of the base, and what the packet makes of it."""
@@ -44,14 +58,39 @@ class Blocks:
         if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
             return
         self._after.add(name, new)
-        if not head.kind.write(block, old, self._writer):
-            block = raw.Raw(*block)
-            raw.KIND.write(block, old, self._writer)
-            head = raw.KIND.head(block, old)._replace(leaf=head.leaf)
+        written = head.kind.write(block, old, self._writer)
+        if isinstance(written, Later):
+            self._later(head, block, written)
+            return
+        if not written:
+            raw.KIND.write(raw.Raw(*block), old, self._writer)
+            head = _as_raw(head)
         self._heads.append(head)
+
+    def _later(self, head: Head, block: Block, written: Later) -> None:
+        """Keeps a place for what is written in threads."""
+        place, index = self._writer.reserve(), len(self._heads)
+        self._heads.append(head)
+
+        def work() -> None:
+            data = written.finish()
+            if data is None:
+                self._heads[index] = _as_raw(head)
+            self._writer.fill(place, dtypes.hold(block[0]).tobytes() if data is None else data)
+
+        size = 2 * self._specs[list(self._indices)[head.leaf]].nbytes
+        for _ in self._ahead.done(size):
+            pass
+        self._ahead.add(size, work)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._ahead.close()
 
     def parts(self, change: metadata.Change | None) -> header.Parts:
         """The update's parts, once all leaves are taken."""
+        for _ in self._ahead.done(None):
+            pass
         before = self._before.finish()
         prints = fingerprint.of_digests(before), fingerprint.of_digests(before | self._after.finish())
         heads, (raw_section, extra, lanes, coded) = (
@@ -75,6 +114,10 @@ class Blocks:
         heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
         parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
         decoding.account(parts, 0, self._specs, self._budget)
+
+
+def _as_raw(head: Head) -> Head:
+    return Head(raw.KIND, head.leaf)
 
 
 def _without_default_views(heads: list[Head], specs: Mapping[str, dtypes.Spec]) -> list[Head]:

@@ -7,30 +7,24 @@ bits each, which the decoder finds in the end, and which it needs only then.
 """
 
 import itertools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable
 
 import numpy as np
 
 from updcomp.wire import bits, dtypes, errors, rans, streams
 
 LEAST = 1 << 12  # tokens of a block in pieces: fewer share the coded section
-_TOKENS_PER_LANE = 512
+_TOKENS_PER_LANE = 256
 _AT_ONCE = 3
 _MORE_BITS = 24  # one more for each 16 MiB of a leaf
 _LONGEST_SIZE = 9  # bytes of a size below 2^63
-
-Made = TypeVar("Made")
-Given = TypeVar("Given")
 
 
 def lanes_of(tokens: int) -> int:
     """The lanes of pieces of so many tokens each.
 
     >>> lanes_of(4096), lanes_of(1 << 20), lanes_of(1 << 30)
-    (8, 2048, 4096)
+    (16, 4096, 4096)
     """
     return min(rans.MAX_LANES, 1 << max((tokens // _TOKENS_PER_LANE).bit_length() - 1, 0))
 
@@ -123,32 +117,10 @@ def at_once(leaf_bytes: int) -> int:
     return _AT_ONCE + (leaf_bytes >> _MORE_BITS)
 
 
-def in_threads(function: Callable[[Given], Made], given: Sequence[Given], most: int) -> Iterator[Made]:
-    """The function's results, in order, made on several cores; no more than are worked on at once wait to be used.
-
-    Args:
-      function: of one of them, at best work that NumPy does without the interpreter's lock.
-      given: its arguments.
-      most: as `at_once` says.
-
-    Yields:
-      A result each.
-    """
-    workers = min(len(given), os.cpu_count() or 1, most)
-    if workers < 2:
-        yield from map(function, given)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(function, one) for one in given[:workers]]
-        try:
-            for one in [*given[workers:], *[None] * workers]:
-                result = running.pop(0).result()
-                if one is not None:
-                    running.append(pool.submit(function, one))
-                yield result
-        finally:
-            for future in running:
-                future.cancel()
+def together(made: Iterable[bytes], limit: int) -> bytes | None:
+    """Pieces one after another; None if they are no smaller than so many bytes."""
+    data = b"".join(made)
+    return data if len(data) < limit else None
 
 
 def _varint(number: int) -> bytes:

@@ -50,17 +50,14 @@ class Writer:
         """The bytes of a held array."""
         self._raw.append(leaf.tobytes())
 
-    def pieces(self, made: Iterable[bytes], limit: int) -> bool:
-        """Pieces, as `pieces.Writer.pack` returns them, if they are smaller than so many bytes.
+    def reserve(self) -> int:
+        """A place in the raw section for bytes that `fill` says later."""
+        self._raw.append(b"")
+        return len(self._raw) - 1
 
-        Returns:
-          Whether they were written.
-        """
-        data = list(made)
-        smaller = sum(map(len, data)) < limit
-        if smaller:
-            self._raw += data
-        return smaller
+    def fill(self, place: int, data: bytes) -> None:
+        """The bytes at a place that `reserve` returned."""
+        self._raw[place] = data
 
     def symbol(self, value: int, width: int) -> None:
         """One of 2^width equal symbols."""

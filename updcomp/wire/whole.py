@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import cells, changes, costs, dtypes, errors, models, pieces, streams, tokens
+from updcomp.wire import cells, changes, costs, dtypes, errors, kind, models, pieces, streams, tokens, workers
 
 _CONTEXTS = 64
 _MIDDLE = 32
@@ -36,7 +36,7 @@ class _Sizes(NamedTuple):
     columns: dtypes.Array | None  # int64 (columns,)
 
 
-def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:
+def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool | kind.Later:
     """Writes a leaf, in pieces if it is large.
 
     Args:
@@ -45,7 +45,7 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:
       old: held leaf of the same shape and dtype.
 
     Returns:
-      Whether it was written: not if that is no smaller than its bits.
+      Whether it was written: not if that is no smaller than its bits; of a large one later.
     """
     layout, bits = dtypes.layout(old), (dtypes.flat_bits(new), dtypes.flat_bits(old))
     columns, parts = _parts(old)
@@ -66,10 +66,11 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:
         code(own, part)
         return own.pack(pieces.lanes_of(part.stop - part.start))
 
-    return writer.pieces(pieces.in_threads(piece, parts, pieces.at_once(old.nbytes)), old.nbytes)
+    made = workers.each(piece, parts, pieces.at_once(old.nbytes))
+    return kind.Later(lambda: pieces.together(made, old.nbytes))
 
 
-def read(reader: streams.Reader, old: dtypes.Array) -> dtypes.Array:
+def read(reader: streams.Reader, old: dtypes.Array) -> dtypes.Array | kind.Later:
     """The inverse of `write`: the new leaf."""
     layout, bits = dtypes.layout(old), dtypes.flat_bits(old)
     new = np.empty_like(bits)
@@ -86,9 +87,12 @@ def read(reader: streams.Reader, old: dtypes.Array) -> dtypes.Array:
         new[part] = _read(source, bits[part], columns, layout)
         source.finish()
 
-    for _ in pieces.in_threads(piece, list(zip(parts, own, strict=True)), pieces.at_once(old.nbytes)):
-        pass
-    return dtypes.from_bits(new, old)
+    def finish() -> dtypes.Array:
+        for _ in workers.each(piece, list(zip(parts, own, strict=True)), pieces.at_once(old.nbytes)):
+            pass
+        return dtypes.from_bits(new, old)
+
+    return kind.Later(finish)
 
 
 def cost(spec: dtypes.Spec, lanes: int) -> costs.Cost:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from updcomp.wire import changes, costs, dtypes, errors, kind, pieces, streams
+from updcomp.wire import changes, costs, dtypes, errors, kind, pieces, streams, workers
 from updcomp.wire.exact import Exact, hold
 from updcomp.wire.kinds import raw
 
@@ -33,7 +33,7 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     return changes.cost(spec, count, many, pieces.lanes_of(2 * count // many) if in_pieces else lanes)
 
 
-def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool | kind.Later:
     count = changed(block.new, old)
     assert count is not None, "else it would be coded whole"
     layout = dtypes.layout(old)
@@ -55,10 +55,11 @@ def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
         changes.write(own, new[part], before[part], layout)
         return own.pack(lanes)
 
-    return writer.pieces(pieces.in_threads(piece, parts, pieces.at_once(old.nbytes)), old.nbytes)
+    made = workers.each(piece, parts, pieces.at_once(old.nbytes))
+    return kind.Later(lambda: pieces.together(made, old.nbytes))
 
 
-def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
+def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact | kind.Later:
     before, layout = dtypes.flat_bits(old), dtypes.layout(old)
     count = kind.bounded(head.size, len(before) // _DENSE)
     if 2 * count < pieces.LEAST:
@@ -77,9 +78,12 @@ def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
         changes.read(source, before[part], count, layout, out=new[part])
         source.finish()
 
-    for _ in pieces.in_threads(piece, list(zip(parts, counts, own, strict=True)), pieces.at_once(old.nbytes)):
-        pass
-    return Exact(dtypes.from_bits(new, old))
+    def finish() -> Exact:
+        for _ in workers.each(piece, list(zip(parts, counts, own, strict=True)), pieces.at_once(old.nbytes)):
+            pass
+        return Exact(dtypes.from_bits(new, old))
+
+    return kind.Later(finish)
 
 
 def _most(part: slice) -> int:

@@ -17,12 +17,13 @@ def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     return whole.cost(spec, lanes)
 
 
-def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool | kind.Later:
     return whole.write(writer, block.new, old)
 
 
-def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
-    return Exact(whole.read(reader, old))
+def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact | kind.Later:
+    new = whole.read(reader, old)
+    return new._replace(finish=lambda: Exact(new.finish())) if isinstance(new, kind.Later) else Exact(new)
 
 
 KIND = kind.Kind(
