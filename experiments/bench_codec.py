@@ -60,7 +60,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         pairs = list(case.pairs)
         rows = {"updcomp": _ours(pairs, config.repeats)}
         for name, peer in peers.items():
-            rows[name] = _theirs(peer, pairs, config.repeats)
+            if sum(leaf.nbytes for leaf in pairs[0][0].values()) <= peer.most_bytes:
+                rows[name] = _theirs(peer, pairs, config.repeats)
         figures["cases"][case.name] = {
             "about": case.about,
             "megabytes": sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6,

@@ -23,6 +23,7 @@ class Peer(NamedTuple):
 
     encode: Callable[[Leaves, Leaves], Any]  # old, new -> anything with bytes in it
     decode: Callable[[Any, Leaves], Leaves]  # that, old -> new
+    most_bytes: float = float("inf")  # of a model that it takes in minutes
 
 
 def size_of(made: Any) -> int:
@@ -127,6 +128,7 @@ def _bsdiff(bsdiff4: Any) -> dict[str, Peer]:
         "bsdiff4": Peer(
             lambda old, new: bsdiff4.diff(joined(old), joined(new)),
             lambda made, old: _split(bsdiff4.patch(joined(old), made), old),
+            most_bytes=1e7,
         )
     }
 

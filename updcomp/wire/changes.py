@@ -22,7 +22,7 @@ _HELD = 96  # bytes of a change: gaps, ranks, places, moves and cells
 MOST = 1 << 18  # changes of a piece
 _GAP_WEIGHT = 1 << 7  # of a gap that was seen: the prior knows their mean, and weighs as much as 512 of them
 _SELDOM = 24  # scale of gaps, of mean 4, from which on moves are alike
-_SHARE = 3  # octaves that a grid's step is below the median move
+_SHARES = (2, 3, 4)  # octaves that a grid's step may be below the median move
 
 
 def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: Layout | None) -> None:
@@ -139,14 +139,16 @@ def choose_grid(new: dtypes.Array, old: dtypes.Array, layout: Layout | None) -> 
     with np.errstate(invalid="ignore", over="ignore"):
         moved = _magnitudes(new, layout) - _magnitudes(old, layout)
     middle = float(np.median(np.abs(moved[np.isfinite(moved)]))) if np.isfinite(moved).any() else 0.0
-    base = (np.float64(middle).view(np.uint64) >> np.uint64(52)).astype(int) - 1023 + (1 << exponent - 1) - 1 - _SHARE
-    if not max(1, highest - mantissa) <= base < 1 << exponent:
-        return None
-    grid = cells.Grid(mantissa, exponent, int(base))
-    fine = cells.moves(new, old, grid)
-    inside = float(grid.widths(grid.cells(new)).sum())
-    by_exponent = density.fields(old, layout)
-    return grid if _estimate(fine, np.zeros_like(by_exponent)) + inside < _estimate(plain, by_exponent) else None
+    typical = int(np.float64(middle).view(np.uint64) >> np.uint64(52)) - 1023 + (1 << exponent - 1) - 1
+    best, least = None, _estimate(plain, density.fields(old, layout))
+    for share in _SHARES:
+        # Coarser than the last place of any weight, or cells would be empty.
+        if max(1, highest - mantissa) <= typical - share < 1 << exponent:
+            grid = cells.Grid(mantissa, exponent, typical - share)
+            bits = _estimate(cells.moves(new, old, grid)) + float(grid.widths(grid.cells(new)).sum())
+            if bits < least:
+                best, least = grid, bits
+    return best
 
 
 def write_grid(writer: streams.Writer, grid: cells.Grid | None, layout: Layout | None) -> None:
@@ -187,9 +189,10 @@ def _magnitudes(bits: dtypes.Array, layout: Layout) -> dtypes.Array:
     return np.where(bits >> bits.dtype.type(mantissa + exponent), -floats, floats)
 
 
-def _estimate(moves: dtypes.Array, contexts: dtypes.Array) -> float:
+def _estimate(moves: dtypes.Array, contexts: dtypes.Array | None = None) -> float:
     """About the bits of moves: their tokens' entropy by context, learning it, and the plain bits."""
     symbols, _ = tokens.split(tokens.fold(moves))
+    contexts = np.zeros(1, np.uint8) if contexts is None else contexts
     index = contexts.astype(np.int64) * tokens.COUNT + symbols
     counts = np.bincount(index, minlength=(int(contexts.max(initial=0)) + 1) * tokens.COUNT).reshape(-1, tokens.COUNT)
     sums = counts.sum(axis=1, keepdims=True)

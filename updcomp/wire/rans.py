@@ -164,7 +164,8 @@ class Encoder:
                 emitted = state[emitting]
                 words.append(emitted.astype("<u2"))
                 state[emitting] = emitted >> 16
-            quotient = state // sizes
+            # Exact: no quotient is nearer than 2^-14 below an integer, and a state has 32 bits.
+            quotient = (state / sizes).astype(np.int64)
             # quotient 2^14 + remainder + start, with the remainder state - quotient size.
             state += quotient * (TOTAL - sizes) + starts
         words.reverse()

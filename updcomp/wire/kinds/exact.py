@@ -7,10 +7,25 @@ from updcomp.wire.kinds import changes, raw
 __all__ = ["KIND", "Exact"]
 
 
+_SMALL = 1 << 11  # weights of a leaf that is coded both ways
+
+
 def _head(block: Exact, old: dtypes.Array) -> kind.Head:
     """Of the kind that fits how many weights change."""
     few = changes.changed(block.new, old)
-    return kind.Head(KIND, 0) if few is None else kind.Head(changes.KIND, 0, size=few)
+    if few is None or (few and len(dtypes.flat_bits(old)) <= _SMALL and not _is_smaller(block, old)):
+        return kind.Head(KIND, 0)
+    return kind.Head(changes.KIND, 0, size=few)
+
+
+def _is_smaller(block: Exact, old: dtypes.Array) -> bool:
+    """Whether a small leaf is smaller as changes, the size in the header counted."""
+    bits = []
+    for found in (changes.KIND, KIND):
+        writer = streams.Writer()
+        was_written = found.write(block, old, writer)
+        bits.append(writer.cost if was_written else 8.0 * old.nbytes)
+    return bits[0] + 8 < bits[1]
 
 
 def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
