@@ -187,6 +187,8 @@ def information(sizes: dtypes.Array) -> float:
     >>> information(np.array([1 << 13, 1 << 14]))
     1.0
     """
+    if len(sizes) < TOTAL:
+        return float(PRECISION * len(sizes) - np.log2(sizes.astype(np.float64)).sum())
     histogram = np.bincount(sizes, minlength=TOTAL + 1)
     present = np.flatnonzero(histogram)
     return float(histogram[present] @ (PRECISION - np.log2(present)))
