@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "bench_train": "training speed with recording and masking, as ratios to PyTorch",
     "bench_neurons": "memory and speed of training some neurons, beside what the compiler says of them",
     "bench_wire": "codec speed and size, import time, applying a sparse update to 100 MB",
+    "bench_codec": "exact updates beside zstd, bsdiff and others: bytes, speed both ways, memory, and what bounds them",
     "bench_scale": "training, selecting from and encoding up to 1 billion weights on up to 8 devices",
     "bench_select": "exact selection among 10 and 100 million scores, as ratios to lax.top_k and a sort",
 }

@@ -78,7 +78,7 @@ def test_a_planted_error_is_found_and_trimmed(monkeypatch, error, kind):
     data, finding = report.findings[kind]
     assert str(error).split("\n")[0] in finding.text
     shorter = corpus.trimmed(data, lambda one: target.judge(tested, one)[1] is not None, tested.repair)
-    assert 300 < len(shorter) < 310
+    assert 300 < len(shorter) < 320
 
 
 def test_memory_beyond_the_bound_is_found(monkeypatch):

@@ -120,7 +120,7 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
     if isinstance(packet.blocks, changes.Changes):  # which are made of the very leaf that is hashed
         base = recent.Recent(base)
         packet = packet._replace(blocks=packet.blocks.on(base))
-    return container.encode(packet, base, budget=budget)
+    return container.encode(packet, base, budget=budget, ahead=not arrays.spans_devices(deployed))
 
 
 def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
@@ -142,7 +142,9 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
-    return with_leaves(deployed, container.changed_leaves(update, HostModel(deployed), budget=budget))
+    is_split = arrays.spans_devices(deployed)
+    leaves = container.changed_leaves(update, HostModel(deployed), budget=budget, ahead=not is_split)
+    return with_leaves(deployed, leaves)
 
 
 def squash(

@@ -112,7 +112,7 @@ def update(attack: Attack, base: dict[str, np.ndarray], said: list[Head]) -> byt
     )
     reader = _Maker(_Watched(base), attack.filler)
     with (
-        mock.patch.object(streams, "Reader", return_value=reader),
+        recoding.recording(reader),
         mock.patch.object(container, "apply_", mock.Mock(apply_block=lambda block, old, **_: old)),
     ):
         try:
@@ -151,6 +151,14 @@ class _Maker(recoding.Recorder):
     def say_symbol(self, width: int) -> int:
         # One bit says whether a matrix has classes; seven a scale, of which 20 is that of a mean magnitude of 1.
         return int(self._fill in (_wide, _alphabets)) if width == 1 else 20
+
+    def say_symbols(self, count: int, *_: Any, signed: bool = True, **__: Any) -> np.ndarray:
+        dtype = np.dtype(np.int64 if signed else np.uint64)
+        said = self.say_integers(count, np.zeros(0), None, dtype)
+        return streams.Segment.of(said, signed=signed).symbols
+
+    def say_late(self, widths: np.ndarray) -> np.ndarray:
+        return np.zeros(len(widths), np.uint64)
 
     def say_places(self, count: int, size: int) -> np.ndarray:
         return np.arange(count) * size // max(count, 1)  # spread over the leaf

@@ -5,14 +5,18 @@ it reaches everything behind the coder. Where the sections end before the reader
 """
 
 import contextlib
+import copy
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from updcomp.wire import container, errors, header, streams, tokens
+from updcomp.wire import container, errors, header, pieces, streams, tokens, workers
+
+_READER, _PIECES = streams.Reader, pieces.readers
 
 
 def recoded(parts: header.Parts, base: dict[str, np.ndarray], rng: random.Random) -> header.Parts:
@@ -27,22 +31,47 @@ def recoded(parts: header.Parts, base: dict[str, np.ndarray], rng: random.Random
       The parts; sections hold what was read before the reader refused the rest.
     """
     update, reader = header.pack(parts), _Changer(parts, rng)
-    with mock.patch.object(streams, "Reader", return_value=reader), contextlib.suppress(errors.Error):
+    with recording(reader), contextlib.suppress(errors.Error):
         container.apply_update(update, base, budget=math.inf)
     return parts._replace(**reader.sections(rng.choice((None, None, None, 1, 2, 8, 64))))
 
 
-class Recorder(streams.Reader):
+@contextlib.contextmanager
+def recording(reader: "Recorder") -> Iterator[None]:
+    """Within, whatever reads an update reads what this reader says, one piece after another."""
+    with (
+        mock.patch.object(streams, "Reader", return_value=reader),
+        mock.patch.object(pieces, "readers", lambda parent, count, lanes: [parent.open(lanes) for _ in range(count)]),
+        mock.patch.object(workers, "cores", return_value=1),
+    ):
+        yield
+
+
+class Recorder(_READER):
     """Reads what it makes up, and writes it down."""
 
     def __init__(self) -> None:
         self._writer, self._loose = streams.Writer(), False
+        self._opened: list[tuple[int, Recorder, int]] = []
+
+    def open(self, lanes: int) -> "Recorder":
+        """The next piece."""
+        piece = self.child(lanes)
+        piece._writer, piece._opened = pieces.Writer(), []
+        self._opened.append((self._writer.reserve(), piece, lanes))
+        return piece
+
+    def child(self, lanes: int) -> "Recorder":
+        """What reads a piece."""
+        return copy.copy(self)
 
     def sections(self, lanes: int | None) -> dict[str, Any]:
         """The fields of `header.Update` that say what was read, in so many lanes or as many as a writer takes."""
+        for at, piece, own in self._opened:
+            self._writer.fill(at, piece._writer.pack(own))
         raw, extra, chosen, coded = self._writer.finish()
-        if lanes and coded:
-            chosen, coded = self._writer._coded.finish(lanes)
+        if lanes and chosen:
+            raw, extra, chosen, coded = self._writer.finish(lanes)
         return {"raw": raw, "extra": extra, "lanes": chosen, "coded": coded}
 
     def say_raw(self, size: int) -> bytes:
@@ -59,6 +88,14 @@ class Recorder(streams.Reader):
 
     def say_places(self, count: int, size: int) -> np.ndarray:
         """The next int64 (count,), strictly ascending, below the size."""
+        raise NotImplementedError
+
+    def say_symbols(self, count: int, *arguments: Any, **options: Any) -> np.ndarray:
+        """The next tokens, uint8 (count,); arguments as those of `streams.Reader.symbols`."""
+        raise NotImplementedError
+
+    def say_late(self, widths: np.ndarray) -> np.ndarray:
+        """The next late bits, uint64, each of its width."""
         raise NotImplementedError
 
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -84,6 +121,19 @@ class Recorder(streams.Reader):
         values[:] = said.astype(values.dtype)
         if (values != said).any():
             raise errors.CorruptUpdateError("values: larger integers")
+
+    def symbols(self, count: int, scales: np.ndarray, contexts: Any, chunks: Any, **options: Any) -> np.ndarray:
+        chunks, signed = list(chunks), options.pop("signed", True)
+        said = self.say_symbols(count, scales, contexts, chunks, signed=signed, **options)
+        if not count:
+            raise errors.CorruptUpdateError("a segment of no tokens says no alphabet")
+        self._writer.symbols(streams.Segment(said, said, signed), scales, contexts, chunks, **options)
+        return said
+
+    def late(self, widths: np.ndarray) -> np.ndarray:
+        said = self.say_late(widths)
+        self._writer.late(said, widths)
+        return said
 
     def places(self, count: int, size: int) -> np.ndarray:
         said = self.say_places(count, size)
@@ -114,7 +164,7 @@ class _Changer(Recorder):
         self._real: streams.Reader | None = None
         with contextlib.suppress(errors.Error):
             # Made before the class is replaced by this reader.
-            self._real = streams.Reader(b"", parts.extra, parts.lanes, parts.coded)
+            self._real = _READER(b"", parts.extra, parts.lanes, parts.coded, short=parts.version.is_short)
 
     def say_raw(self, size: int) -> bytes:
         part = bytearray((self._left + self._rng.randbytes(max(0, size - len(self._left))))[:size])
@@ -148,6 +198,36 @@ class _Changer(Recorder):
             others = np.full(count, top - self._rng.randrange(2))
             others = others * self._arrays.choice([-1, 1], count) if signed else others
         return np.where(self._arrays.random(count) < self._rate, others, said)
+
+    def say_symbols(self, count: int, *arguments: Any, **options: Any) -> np.ndarray:
+        said = self._arrays.integers(0, 40, count).astype(np.uint8)
+        others = np.minimum(self._arrays.geometric(0.2, count) - 1, tokens.COUNT - 1).astype(np.uint8)
+        try:
+            if self._real:
+                said = self._real.symbols(count, *arguments, **options)
+        except errors.Error:
+            self._real = None
+        return np.where(self._arrays.random(count) < self._rate, others, said)
+
+    def say_late(self, widths: np.ndarray) -> np.ndarray:
+        masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+        others = self._arrays.integers(0, 1 << 63, len(widths)).astype(np.uint64) & masks
+        try:
+            if self._real:
+                return np.where(self._arrays.random(len(widths)) < self._rate, others, self._real.late(widths))
+        except errors.Error:
+            self._real = None
+        return others
+
+    def child(self, lanes: int) -> Recorder:
+        """Reads the piece that is there."""
+        piece, piece_reader = copy.copy(self), None
+        with contextlib.suppress(errors.Error):
+            rest = _READER(self._left, b"", 0, b"")
+            (piece_reader,) = _PIECES(rest, 1, lanes)
+            self._left = bytes(rest.piece())
+        piece._real = piece_reader
+        return piece
 
     def say_places(self, count: int, size: int) -> np.ndarray:
         try:

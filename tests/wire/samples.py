@@ -86,11 +86,14 @@ def packets() -> dict[str, packet.Packet]:
     kinds = {
         "raw": {"dense/bias": Raw(kernel[0] * 2), "more/19": Raw(np.uint16([1, 2]))},
         "exact": {
-            "dense/kernel": Exact(np.where(bits(240, 21, 3).reshape(24, 10) == 0, kernel * 1.001, kernel)),
+            "dense/kernel": Exact(np.where(bits(240, 21, 1).reshape(24, 10) == 0, kernel * 1.001, kernel)),
             "quantised": Exact(base["quantised"][::-1].copy()),
             "seen": Exact(~base["seen"]),
             "wave": Exact(base["wave"] * 2),
             "step": Exact(np.array(8, np.int64)),
+        },
+        "changes": {
+            "dense/kernel": Exact(np.where(bits(240, 22, 4).reshape(24, 10) == 0, kernel * 1.001, kernel)),
         },
         "half": {"dense/bias": Half(kernel[1].astype(np.float16)), "scale": Half(np.ones(6, np.float16))},
         "dense": {
@@ -197,6 +200,51 @@ def viewed_columns() -> packet.Packet:
     return packet.Packet(blocks, seed=7)
 
 
+def exact_model() -> dict[str, np.ndarray]:
+    """Leaves for every way of coding an exact block, in pieces and not."""
+    kernel = floats((40, 60), 120).astype(np.float32)
+    large = floats((160, 160), 121).astype(np.float32)
+    bfloat16 = (large.view(np.uint32) >> 16).astype("<u2").view(dtypes.BFLOAT16)
+    return {
+        "few": kernel,
+        "few of bfloat16": (kernel.view(np.uint32) >> 16).astype("<u2").view(dtypes.BFLOAT16),
+        "few of bytes": bits(300, 122, 8).astype(np.uint8),
+        "few of double": kernel[:20].astype(np.float64),
+        "many": kernel[:25].copy(),
+        "many of bfloat16": bfloat16[:20].copy(),
+        "many of float16": kernel[:25].astype(np.float16),
+        "many of bytes": bits(4200, 123, 8).astype(np.uint8).reshape(70, 60),
+        "in pieces": bfloat16,
+        "whole in pieces": large[:40, :120].astype(np.float16),
+        "wave": (floats((90,), 124) + 1j * floats((90,), 125)).astype(np.complex64),
+    }
+
+
+def exact_packets() -> dict[str, packet.Packet]:
+    """Few weights of some leaves change, all of others; by little, or by many units in the last place."""
+    base, blocks = exact_model(), {}
+    for stream, (name, leaf) in enumerate(base.items()):
+        patterns = dtypes.flat_bits(leaf)
+        share = 12 if name == "in pieces" else 1 if name.startswith(("many", "whole")) else 40
+        chosen = bits(leaf.size * (2 if leaf.dtype.kind == "c" else 1), 400 + stream, 16) % np.uint64(share) == 0
+        if name in ("few", "few of double", "many"):
+            moved = leaf + (floats(leaf.shape, 130 + stream) * 0.01 * (1 + np.arange(len(leaf)) % 5)[:, None])
+            new = np.where(chosen.reshape(leaf.shape), moved.astype(leaf.dtype), leaf)
+        else:
+            shift = integers((len(patterns),), 500 + 2 * stream, 1) | 1
+            new = dtypes.from_bits(np.where(chosen, patterns + shift.astype(patterns.dtype), patterns), leaf)
+        blocks[name] = Exact(new)
+    small = {name: block for name, block in blocks.items() if base[name].nbytes < 1 << 14 and "pieces" not in name}
+    return {
+        "small": packet.Packet(small),
+        "pieces": packet.Packet({name: block for name, block in blocks.items() if name not in small}),
+    }
+
+
 def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
     """Each model with its packets."""
-    return [(model(), list(packets().values())), (viewed_model(), [viewed_packet(), viewed_columns()])]
+    return [
+        (model(), list(packets().values())),
+        (viewed_model(), [viewed_packet(), viewed_columns()]),
+        (exact_model(), list(exact_packets().values())),
+    ]

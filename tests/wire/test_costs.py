@@ -201,7 +201,7 @@ def by_the_table(head, shape, words, itemsize, lanes):
     stack, fan_in, fan_out = (math.prod(axis for word, axis in axes if word == wanted) for wanted in ORDER)
     a, b = min(size, fan_in), min(size, fan_out)
 
-    def segment(t, c):
+    def segment(t, c, lanes=lanes):
         if not t:
             return 0, 0
         sizes, c = [], min(c, t)
@@ -222,9 +222,35 @@ def by_the_table(head, shape, words, itemsize, lanes):
     basis_ += stack * (6 * size * 2**15 + 96 * size * (fan_in + fan_out)) + 16 * n
     at = w + 64 * size
     lines = fan_in + size if size else 0
+    lanes_of = lambda t: min(max(2 ** ((t // 256).bit_length() - 1), 1), 4096) if t >= 256 else 1  # noqa: E731
+
+    def rounds(k, p, own):
+        c, r = min(16, k), max(1, k.bit_length() - 6)
+        steps = 2**13 * math.ceil(k / own)
+        return p * (2**17 + 2**13 * (c + r)) + 24 * k + steps + min(96 * k, p * r * 2**14 * c)
+
+    def changes(k):
+        p = math.ceil(n / 2**22) if 2 * k >= 2**12 else 1
+        own, q = lanes_of(2 * k // p) if 2 * k >= 2**12 else lanes, math.ceil(n / p)
+        working = min(3 + w // 2**24, p) * (96 * min(k, q // 8, 2**18) + 4 * q)
+        return [(2 * rounds(k, p, own) if k else 0, 0)], w + 8 * n + 128 * k, working
+
+    def exact():
+        rows = math.prod(shape[:-1])
+        columns = n // rows if n >= 64 and 1 < n // rows <= 2**14 and rows > 1 else 0
+        step = (2**20 // columns * columns if columns else 2**20) if n >= 2**12 else n
+        sizes = [min(step, n - start) for start in range(0, n, step)] if n else []
+        parts = []
+        for q in sizes:
+            own = lanes if n < 2**12 else lanes_of(q)
+            parts += [segment(q, 64, own), *(segment(t, 1, own) for t in ((q // columns, columns) if columns else ()))]
+        a = min(3 + w // 2**24, len(sizes)) if n >= 2**12 else 1
+        return [(ops, 0) for ops, _ in parts], w + 12 * n, a * (20 * max(sizes, default=0) + 2**23)
+
     table = {
         "raw": ([], w, 0),
-        "exact": ([segment(n, 64)], w, w),
+        "exact": exact(),
+        "changes": changes(size),
         "half": ([], 12 * n, 3 * n),
         "dense": ([matrix(stack * fan_in, fan_out), (0, m * (4 * n // shape[0] if shape else 0))], 12 * n, 4 * n),
         "sparse": ([segment(size, 1), segment(size, 1)], at, 28 * size),
@@ -270,10 +296,11 @@ ORDER = ("stack", "in", "out")
 def test_costs_are_those_of_the_specification(shape, words, lanes):
     for found, size, dtype in itertools.product(versions.NEWEST.kinds.values(), [1, 3, 4], ["<f4", "<f2", "<f8"]):
         number = kind.views.number(kind.views.of_words(words), len(shape)) if found.viewed else None
-        head = kind.Head(found, 0, 1.0, size if found.sized else None, number)
         leaf, default = spec(*shape, dtype=dtype), " ".join(["in"] * (len(shape) - 1) + ["out"] * bool(shape))
-        if found.sized and size > min(shape if len(shape) > 1 else (1,)):
+        size = min(size**8, leaf.size // 8) if found.name == "changes" else size
+        if found.sized and size > min(shape if len(shape) > 1 else (1,)) and found.name != "changes":
             continue
+        head = kind.Head(found, 0, 1.0, size if found.sized else None, number)
         read_as = words if found.viewed else default
         assert found.cost(head, leaf, lanes) == by_the_table(head, shape, read_as, leaf.dtype.itemsize, lanes)
 
@@ -290,9 +317,10 @@ def test_an_exact_update_of_a_whole_model_is_within_the_default_budget(dtype):
     """Of any width of weights, and of few or many leaves."""
     for shape, leaves in (((4096, 4096), 8), ((512, 512), 400), ((64,), 1500)):
         specs = {f"{i:04d}": spec(*shape, dtype=dtype) for i in range(leaves)}
-        heads = [kind.Head(versions.NEWEST.kinds[1], i) for i in range(leaves)]
         whole = sum(leaf.nbytes for leaf in specs.values())
-        charge(heads, specs, whole, rans.choose_lanes(whole / 2, whole, 1 << 20))
+        for size in (None, math.prod(shape) // 100, math.prod(shape) // 8):
+            heads = [kind.Head(versions.NEWEST.kinds[10 if size else 1], i, size=size) for i in range(leaves)]
+            charge(heads, specs, whole, rans.choose_lanes(whole / 2, whole, 1 << 20))
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f2"])

@@ -65,7 +65,7 @@ class TestKind:
 
     def test_the_block_finds_its_kind(self, row):
         for _, block, _ in self.blocks(row):
-            assert versions.kind_of(block) is row[1]
+            assert versions.kind_of(block).block is row[1].block
 
     def test_holding_twice_is_holding_once(self, row):
         for _, block, _ in self.blocks(row):
@@ -103,7 +103,7 @@ class TestKind:
     def test_a_leaf_of_another_shape_is_refused(self, row):
         for name, block, old in self.blocks(row):
             other = np.zeros((old.size + 1,), np.float32)
-            if row[1].sized:
+            if row[1].sized and row[1].stepped:
                 other = np.zeros((0,), np.float32)
             with pytest.raises(errors.Error, match=f"leaf '{name}'"):
                 apply.apply(packet.Packet({name: block}), {name: other})

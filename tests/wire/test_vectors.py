@@ -17,6 +17,7 @@ from updcomp.wire import (
     inspection,
     models,
     positions,
+    versions,
     views,
 )
 from updcomp.wire.kinds.dense import Dense
@@ -28,6 +29,8 @@ BASE = files.read_model(FOLDER / "base.safetensors").model
 
 VIEWED = json.loads((FOLDER / "views.json").read_text())
 VERSION_2 = json.loads((FOLDER / "version2.json").read_text())
+VERSION_3 = json.loads((FOLDER / "version3.json").read_text())
+BASES = {"model": samples.model, "viewed": samples.viewed_model, "exact": samples.exact_model}
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 
 
@@ -63,6 +66,12 @@ def test_the_vectors_of_version_1_stay_byte_for_byte_as_they_are():
     digest = hashlib.sha256(b"".join((FOLDER / name).read_bytes() for name in names)).hexdigest()
     assert digest == "833ee29b72851436e80a55d45c151b5da256a7024ec0118861938e54b36d13e9"
     assert {header.parse((FOLDER / name).read_bytes()).version.number for name in names[2:]} == {1}
+
+
+def test_the_vectors_of_version_2_stay_byte_for_byte_as_they_are():
+    names = ["views.safetensors", "views.json", "views.updc", "version2.json"]
+    digest = hashlib.sha256(b"".join((FOLDER / name).read_bytes() for name in names)).hexdigest()
+    assert digest == "38fe163503ff4ee4a4ec0ee94e673a08757233ae557ad64f7207c4a1b686077b"
 
 
 def test_the_vector_of_version_2_gives_the_expected_bits():
@@ -104,6 +113,31 @@ def test_every_vector_of_version_2_gives_the_expected_bits_and_texts(kind):
     }
     twins = twin.apply(update, {name: plain(leaf) for name, leaf in BASE.items()})
     assert expected == {name: twins[name].data.hex() for name in expected}
+
+
+@pytest.mark.parametrize("name", VERSION_3["updates"])
+def test_every_vector_of_version_3_gives_the_expected_bits_and_texts(name):
+    told = VERSION_3["updates"][name]
+    base, update = BASES[name.split("/")[0]](), bytes.fromhex(told["update"])
+    assert header.parse(update).version.number == 3
+    assert json.loads(json.dumps(inspection.inspect(update))) == told["inspect"]
+    found = container.apply_update(update, base)
+    twins = twin.apply(update, {name: plain(leaf) for name, leaf in base.items()})
+    for leaf, expected in told["new"].items():
+        for data in (dtypes.flat_bits(found[leaf]).tobytes(), twins[leaf].data):
+            assert expected in (data.hex(), hashlib.sha256(data).hexdigest())
+    if name.startswith("model/"):
+        old, new = VERSION_3["metadata"]
+        assert container.new_metadata(update, old) == twin.metadata(update, old) == new
+
+
+def test_the_vectors_of_version_3_are_of_every_kind_and_have_pieces():
+    found = [told["inspect"] for told in VERSION_3["updates"].values()]
+    kinds = {block["kind"] for told in found for block in told["blocks"]}
+    assert kinds == {kind.name for kind in versions.NEWEST.kinds.values()}
+    sizes = [block["size"] for told in found for block in told["blocks"] if block["kind"] == "changes"]
+    assert min(sizes) < 100
+    assert max(sizes) >= 2048
 
 
 def test_such_a_reader_takes_classes_lanes_and_longer_chunks():

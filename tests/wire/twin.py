@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
+from tests.wire.twin_exact import exact, few
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
 
@@ -51,9 +52,12 @@ def frequencies(weights):
 class Sections:
     """The three sections and what is left of them."""
 
-    def __init__(self, raw, extra, lanes, coded):
+    def __init__(self, raw, extra, lanes, coded, short=False):
         self.raw_bytes = raw
         self.extra = int.from_bytes(extra, "little")
+        self.alone = lanes == 1 and short
+        if self.alone:
+            coded = coded if len(coded) >= 4 else coded.ljust(4, b"\0")
         self.states = list(struct.unpack_from(f"<{lanes}I", coded))
         self.words = list(struct.unpack(f"<{(len(coded) - 4 * lanes) // 2}H", coded[4 * lanes :]))[::-1]
 
@@ -79,7 +83,7 @@ class Sections:
                 out.append(token)
                 self.states[lane] = table[token] * (x >> 14) + x % 2**14 - start
             for lane in range(len(step)):
-                if self.states[lane] < 2**16:
+                if self.states[lane] < 2**16 and (self.words or not self.alone):
                     self.states[lane] = self.states[lane] * 2**16 + self.words.pop()
         return out
 
@@ -92,22 +96,29 @@ class Sections:
 
     def tokens(self, contexts, scales, signed=True):
         """contexts: one per integer; scales: context -> scale."""
+        return [self.value(token, signed) for seen in self.coded(contexts, scales, signed) for token in seen]
+
+    def coded(self, contexts, scales, signed, chunks=None, weight=2**11):
+        """The tokens alone, chunk by chunk; chunks: the size of each."""
         size = self.symbol(8)
         weights = {context: prior(scales[context], size, signed) for context in set(contexts)}
-        values, start = [], 0
+        start = 0
         while start < len(contexts):
-            part = contexts[start : start + min(max(start, 64), 2**20)]
+            part = contexts[start : start + (chunks.pop(0) if chunks else min(max(start, 64), 2**20))]
             now = {context: frequencies(weights[context]) for context in set(part)}
             seen = self.chunk([now[context] for context in part])
             for context, token in zip(part, seen, strict=True):
-                weights[context][token] += 2**11
-                u = token
-                if token >= 16:
-                    w = 3 + (token - 16) // 2
-                    u = (2 + token % 2) * 2**w + self.bits(w)
-                values.append(u if not signed else -(u + 1) // 2 if u % 2 else u // 2)
+                weights[context][token] += weight
+            yield seen
             start += len(part)
-        return values
+
+    def value(self, token, signed):
+        """The integer of a token, its extra bits being the next."""
+        u = token
+        if token >= 16:
+            w = 3 + (token - 16) // 2
+            u = (2 + token % 2) * 2**w + self.bits(w)
+        return u if not signed else -(u + 1) // 2 if u % 2 else u // 2
 
     def segment(self, count, signed=True):
         return self.tokens([0] * count, {0: self.symbol(7)}, signed) if count else []
@@ -138,7 +149,7 @@ class Sections:
         assert not self.raw_bytes
         assert self.extra == 0
         assert not self.words
-        assert set(self.states) <= {2**16}
+        assert set(self.states) <= {0 if self.alone else 2**16}
 
 
 def varint(data, at):
@@ -153,14 +164,15 @@ def varint(data, at):
 
 def metadata(update, old):
     """The texts of the new model file."""
-    flags, at = update[5], varint(update, 38)[1]
+    version, flags = update[4], update[5]
+    at = varint(update, 38)[1] if version < 3 or flags & 4 else 38
     count, at = varint(update, at)
     for _ in range(count):
         kind, gap = divmod(update[at], 16)
         at += 1
         if gap == 15:
             at = varint(update, at)[1]
-        at += 2 * (kind >= 3)
+        at += 2 * (3 <= kind <= 9)
         for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9)):
             at = varint(update, at)[1] if present else at
     assert flags & 2
@@ -271,7 +283,7 @@ def read_viewed(kind, step, number, view, leaf, index, seed, sections):
     return increment(leaf, places, products(inner, rows, stack), step * 2.0**-28)
 
 
-def read_block(kind, step, number, view, leaf, index, seed, sections):
+def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
     if kind in (3, 7, 8, 9):
         return read_viewed(kind, step, number, view, leaf, index, seed, sections)
@@ -283,7 +295,9 @@ def read_block(kind, step, number, view, leaf, index, seed, sections):
             bits=[int.from_bytes(data[i : i + leaf.width], "little") for i in range(0, len(data), leaf.width)]
         )
     if kind == 1:
-        return differences(leaf, sections)
+        return exact(leaf, sections) if version == 3 else differences(leaf, sections)
+    if kind == 10:
+        return few(leaf, number, sections)
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
     number = sections.number() if number is None else number
@@ -306,10 +320,11 @@ def apply(update, model):
     """The new model: name -> Leaf."""
     magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
     assert magic == b"updc"
-    assert (version, flags) in ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3))
+    assert flags <= {1: 0, 2: 3, 3: 31}[version]
     assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
     assert base == fingerprint(model)
-    seed, at = varint(update, 38)
+    short = version == 3
+    seed, at = varint(update, 38) if not short or flags & 4 else (0, 38)
     count, at = varint(update, at)
     heads, index = [], -1
     for _ in range(count):
@@ -319,9 +334,9 @@ def apply(update, model):
             more, at = varint(update, at)
             gap += more
         index, step, number, view = index + 1 + gap, None, None, None
-        if kind >= 3:
+        if 3 <= kind <= 9:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
-        if version == 2 and kind >= 4:
+        if version >= 2 and kind >= 4:
             number, at = varint(update, at)
         if flags & 1 and kind in (3, 7, 8, 9):
             view, at = varint(update, at)
@@ -329,14 +344,14 @@ def apply(update, model):
     if flags & 2:
         length, at = varint(update, at + 8)
         at += length
-    raw, at = varint(update, at)
-    extra, at = varint(update, at)
+    raw, at = varint(update, at) if not short or flags & 8 else (0, at)
+    extra, at = varint(update, at) if not short or flags & 16 else (0, at)
     lanes = 2 ** update[at] // 2
     payload = update[at + 1 : -4]
-    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :])
+    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short)
     new, names = dict(model), sorted(model)
     for kind, step, number, view, index in heads:
-        new[names[index]] = read_block(kind, step, number, view, model[names[index]], index, seed, sections)
+        new[names[index]] = read_block(version, kind, step, number, view, model[names[index]], index, seed, sections)
     sections.assert_used_up()
     assert fingerprint(new) == result
     return new

@@ -20,7 +20,7 @@ from updcomp.training.compilation import measured
 from updcomp.training.objectives import Objective, mean_score
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire import apply, container
+from updcomp.wire import apply
 from updcomp.wire.errors import WrongBaseError
 from updcomp.wire.packet import Packet, plain_bytes
 
@@ -174,7 +174,7 @@ def deliver(
     """
     update, new = Path(update), Path(new)
     start = time.perf_counter()
-    encoded = container.encode(packet, trees.HostModel(base.variables))
+    encoded = api.encode(packet, base.variables)
     processes.from_first(lambda: files.write_bytes(update, encoded))
     encoded_at = time.perf_counter()
     processes.from_first(lambda: device(base.file, update, new))

@@ -5,16 +5,20 @@ import numpy as np
 from updcomp.wire import dtypes, errors
 
 MAX_WIDTH = 63
-_SLICE = 1 << 18
+_SLICE = 1 << 16
+_NOTHING, _NO_WIDTHS = np.zeros(0, np.uint64), np.zeros(0, np.uint8)
 
 
 class Writer:
-    """Collects integers and packs them in the end."""
+    """Takes integers, and packs them as soon as there are many."""
 
     def __init__(self) -> None:
         """An empty section."""
         self._values: list[dtypes.Array] = []
         self._widths: list[dtypes.Array] = []
+        self._held = 0
+        self._packed: list[bytes] = []
+        self._last, self._last_width = 0, 0  # bits of a byte that is not full
 
     def push(self, values: dtypes.Array, widths: dtypes.Array) -> None:
         """Adds integers.
@@ -25,24 +29,39 @@ class Writer:
         """
         self._values.append(values)
         self._widths.append(widths)
+        self._held += len(values)
+        if self._held >= _SLICE:
+            self._pack()
 
     @property
     def cost(self) -> int:
         """Bits pushed so far."""
-        return sum(int(widths.sum(dtype=np.int64)) for widths in self._widths)
+        held = sum(int(widths.sum(dtype=np.int64)) for widths in self._widths)
+        return 8 * sum(map(len, self._packed)) + self._last_width + held
 
     def extend(self, other: "Writer") -> None:
         """Adds the integers of another writer."""
-        self._values += other._values
-        self._widths += other._widths
+        packed = b"".join(other._packed)
+        words = np.frombuffer(packed, "<u4", len(packed) // 4).astype(np.uint64)
+        rest = np.frombuffer(packed[4 * len(words) :] + bytes([other._last]), np.uint8).astype(np.uint64)
+        widths = np.append(np.full(len(rest) - 1, 8, np.uint8), np.uint8(other._last_width))
+        self.push(words, np.full(len(words), 32, np.uint8))
+        self.push(rest, widths)
+        for part in zip(other._values, other._widths, strict=True):
+            self.push(*part)
 
     def finish(self) -> bytes:
         """The section: bit i of it is bit i % 8 of byte i // 8; the last byte is filled with zeros."""
-        if not self._values:
-            return b""
-        values, widths = np.concatenate(self._values), np.concatenate(self._widths)
+        self._pack()
+        return b"".join(self._packed) + bytes([self._last] * (self._last_width > 0))
+
+    def _pack(self) -> None:
+        """What is held, as whole bytes."""
+        values, widths = np.concatenate([_NOTHING, *self._values]), np.concatenate([_NO_WIDTHS, *self._widths])
+        self._values, self._widths, self._held = [], [], 0
         ends = np.cumsum(widths, dtype=np.int64)
-        size = int(ends[-1]) if len(ends) else 0
+        ends += self._last_width
+        size = int(ends[-1]) if len(ends) else self._last_width
         words = np.zeros(size // 64 + 2, np.uint64)
         for start in range(0, len(values), _SLICE):
             part = slice(start, start + _SLICE)
@@ -51,7 +70,10 @@ class Writer:
             _merge(words, word, values[part] << shift)
             # Two shifts, because one by 64 is undefined.
             _merge(words, word + 1, values[part] >> np.uint64(1) >> (np.uint64(63) - shift))
-        return words.astype("<u8").tobytes()[: (size + 7) // 8]
+        words[0] |= np.uint64(self._last)
+        data = words.astype("<u8").tobytes()
+        self._packed.append(data[: size // 8])
+        self._last, self._last_width = data[size // 8], size % 8
 
 
 def _merge(words: dtypes.Array, index: dtypes.Array, parts: dtypes.Array) -> None:
@@ -99,12 +121,16 @@ class Reader:
             values[part] = (low | high) & ((np.uint64(1) << width) - np.uint64(1))
         return values
 
-    def finish(self) -> None:
+    def finish(self, *, is_padded: bool = False) -> None:
         """Checks that nothing but the filling of the last byte is left.
+
+        Args:
+          is_padded: whether any number of zeros may be left.
 
         Raises:
           CorruptUpdateError: a byte or a set bit is left.
         """
-        left = self._size - self._next
-        if left >= 8 or (left and self._words[self._next >> 6] >> np.uint64(self._next & 63)):
+        left, word = self._size - self._next, self._next >> 6
+        later = is_padded and self._words[word + 1 :].any()
+        if (left >= 8 and not is_padded) or later or (left and self._words[word] >> np.uint64(self._next & 63)):
             raise errors.CorruptUpdateError(f"extra bits: expected {self._next} bits, found {self._size}")

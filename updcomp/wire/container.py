@@ -1,10 +1,14 @@
 """An update as bytes: encoded, decoded, applied and verified. `FORMAT.md` is the specification."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import functools
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any
 
 from updcomp.wire import apply as apply_
-from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet
+from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet, workers
 from updcomp.wire import metadata as metadata_
+from updcomp.wire.kind import Later
 
 Texts = Mapping[str, str]
 """The metadata of a model file."""
@@ -16,6 +20,7 @@ def encode(
     *,
     metadata: tuple[Texts, Texts] | None = None,
     budget: float = 1.0,
+    ahead: bool = True,
 ) -> bytes:
     """The update file of a packet.
 
@@ -27,6 +32,7 @@ def encode(
       base: the deployed model that it starts from.
       metadata: of the model's file before and after; None: the update says nothing of it.
       budget: how much applying may take, as a factor of `costs.allowed`: a device refuses what is beyond its own.
+      ahead: as in `changed_leaves`.
 
     Returns:
       The file's bytes.
@@ -39,10 +45,13 @@ def encode(
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
     specs = dtypes.specs(base)
     apply_.check_names(sent, specs)
-    written = encoding.Blocks(sent, specs, budget)
-    for name in specs:
-        written.take(name, dtypes.hold(base[name]))
-    parts = written.parts(None if metadata is None else metadata_.change(*metadata))
+    written = encoding.Blocks(sent, specs, budget, ahead=ahead)
+    try:
+        for name in specs:
+            written.take(name, dtypes.hold(base[name]))
+        parts = written.parts(None if metadata is None else metadata_.change(*metadata))
+    finally:
+        written.close()
     update = header.pack(parts)
     decoding.account(parts, len(update), specs, budget)
     return update
@@ -91,13 +100,16 @@ def apply_update(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> d
     return {**base, **dict(changed_leaves(update, base, budget=budget))}
 
 
-def changed_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
+def changed_leaves(
+    update: bytes, base: dtypes.Model, *, budget: float = 1.0, ahead: bool = True
+) -> Iterator[tuple[str, dtypes.Array]]:
     """The leaves that an update changes, one at a time, of a base that stays as it is meanwhile.
 
     Args:
       update: the file's bytes.
       base: leaf name -> array, such as a lazy model whose leaves are on devices.
       budget: as in `apply_update`.
+      ahead: whether leaves are read while those before are worked on, which is faster; else no two are held at once.
 
     Yields:
       (name, new leaf), in sorted name order; verified when the iterator has ended.
@@ -105,7 +117,7 @@ def changed_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) ->
     Raises:
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
-    yield from _new_leaves(update, base, _base_digests(update, base), budget)
+    yield from _new_leaves(update, base, _base_digests(update, base, ahead=ahead), budget, ahead=ahead)
 
 
 def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
@@ -125,7 +137,7 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
     Raises:
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
-    yield from _new_leaves(update, base, _base_digests(update, base, read_ahead=True), budget, all_leaves=True)
+    yield from _new_leaves(update, base, _base_digests(update, base), budget, all_leaves=True)
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -158,16 +170,22 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
         raise _wrong_base(expected, known)
 
 
-def _base_digests(update: bytes, base: dtypes.Model, *, read_ahead: bool = False) -> dict[str, bytes]:
+def _base_digests(update: bytes, base: dtypes.Model, *, ahead: bool = True) -> dict[str, bytes]:
     """The digests of the base's leaves, that being the one that the update starts from."""
     header.fingerprints(update)  # refuses damage before the base is read
-    digests = fingerprint.of_leaves(base, read_ahead=read_ahead)
+    digests = fingerprint.of_leaves(base, read_ahead=ahead)
     check_base(update, [fingerprint.of_digests(digests)])
     return digests
 
 
 def _new_leaves(
-    update: bytes, base: dtypes.Model, digests: dict[str, bytes], budget: float, *, all_leaves: bool = False
+    update: bytes,
+    base: dtypes.Model,
+    digests: dict[str, bytes],
+    budget: float,
+    *,
+    ahead: bool = True,
+    all_leaves: bool = False,
 ) -> Iterator[tuple[str, dtypes.Array]]:
     """The leaves that change, or all of them; what is read again is hashed again.
 
@@ -176,28 +194,58 @@ def _new_leaves(
       base: the right one.
       digests: of its leaves.
       budget: as in `apply_update`.
+      ahead: as in `changed_leaves`.
       all_leaves: whether those are given as well that the update keeps.
     """
     parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
     blocks = decoding.Blocks(parts, len(update), specs, budget)
-    for index, name in enumerate(specs):
-        if name not in blocks.names and not all_leaves:
-            continue
-        leaf = base[name]
-        if name in blocks.names:
-            old = dtypes.hold(leaf)
-            block = blocks.read(name, old)
-            with errors.of_leaf(name):
-                leaf = apply_.apply_block(block, old, seed=parts.seed, index=index)
-            del old, block
-        changed.add(name, leaf)
-        yield name, leaf
-        if not all_leaves:
-            changed.wait()
-        del leaf
+    names = [name for name in specs if name in blocks.names or all_leaves]
+    with contextlib.closing(_made(names, base, specs, parts.seed, blocks, ahead=ahead)) as made:
+        for name, leaf in made:
+            changed.add(name, leaf)
+            yield name, leaf
+            if not ahead:
+                changed.wait()
+            del leaf
     blocks.finish()
     if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:
         raise errors.CorruptUpdateError(_mismatch(parts.result, found))
+
+
+def _made(
+    names: list[str],
+    base: dtypes.Model,
+    specs: dict[str, dtypes.Spec],
+    seed: int,
+    blocks: decoding.Blocks,
+    *,
+    ahead: bool,
+) -> Generator[tuple[str, dtypes.Array], None, None]:
+    """These leaves of the new model, in order; those that are coded in pieces are worked on ahead, in threads."""
+    indices, working = {name: index for index, name in enumerate(specs)}, workers.Ahead[tuple[str, dtypes.Array]]()
+
+    def finish(name: str, old: dtypes.Array, block: Any) -> tuple[str, dtypes.Array]:
+        with errors.of_leaf(name):
+            made = block.finish() if isinstance(block, Later) else block
+            return name, apply_.apply_block(made, old, seed=seed, index=indices[name])
+
+    try:
+        for name in names:
+            leaf = base[name]
+            old = dtypes.hold(leaf)
+            block = blocks.begin(name, old) if name in blocks.names else None
+            if isinstance(block, Later):
+                yield from working.done(2 * old.nbytes)
+                working.add(2 * old.nbytes, functools.partial(finish, name, old, block))
+            if ahead and isinstance(block, Later):
+                continue
+            yield from working.done(None)
+            if not isinstance(block, Later):
+                yield (name, leaf) if block is None else finish(name, old, block)
+            del leaf, old, block
+        yield from working.done(None)
+    finally:
+        working.close()
 
 
 def _mismatch(expected: bytes, found: bytes) -> str:

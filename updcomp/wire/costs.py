@@ -61,6 +61,26 @@ def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
     return Cost(operations, _TOKEN_BYTES * max(sizes))
 
 
+def rounds(count: int, many: int, lanes: int, *, contexts: int) -> Cost:
+    """Of decoding a segment in rounds, in pieces of which only the sum of their tokens is known.
+
+    With r = max(1, bit_length(n) - 6) rounds and at most n contexts: operations = pieces (2^17 + 2^13 (contexts + r)) +
+    24 n + 2^13 ceil(n / lanes) + min(96 n, pieces r 2^14 contexts); their working bytes are the caller's.
+
+    Args:
+      count: n, number of tokens of all pieces.
+      many: pieces.
+      lanes: of each piece.
+      contexts: the most that a piece can have.
+    """
+    if not count:
+        return Cost(0, 0)
+    longest, contexts = max(1, count.bit_length() - 6), min(contexts, count)
+    tables = min(_PER_SEARCH * count, many * longest * contexts << rans.PRECISION)
+    each = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_STEP * longest
+    return Cost(many * each + _PER_TOKEN * count + _PER_STEP * -(-count // max(lanes, 1)) + tables, 0)
+
+
 def products(count: int) -> int:
     """The operations of so many products of a matrix product."""
     return count // _PER_PRODUCT

@@ -1,9 +1,10 @@
 """The blocks of an update, charged before they are decoded, and decoded one after another."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from updcomp.wire import costs, dtypes, errors, header, streams, views
-from updcomp.wire.kind import Block, Head
+from updcomp.wire.kind import Block, Head, Later
 
 
 def known_costs(parts: header.Parts, specs: Mapping[str, dtypes.Spec]) -> list[costs.Cost]:
@@ -85,17 +86,24 @@ class Blocks:
         self._account = account(parts, update_bytes, specs, budget)
         self._parts = parts
         self._specs = specs
-        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded)
+        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded, short=parts.version.is_short)
 
     def read(self, name: str, old: dtypes.Array) -> Block:
         """The next block, that of this held leaf."""
+        block = self.begin(name, old)
+        if isinstance(block, Later):
+            with errors.of_leaf(name):
+                block = block.finish()
+        return block
+
+    def begin(self, name: str, old: dtypes.Array) -> Any:
+        """The same, or what is left to do once the next may be read."""
         head = self.names[name]
         with errors.of_leaf(name):
             if not _is_known(head):
                 head = head._replace(size=self._reader.number())
                 self._account.charge(head.kind.cost(head, self._specs[name], self._parts.lanes))
-            block: Block = head.kind.read(head, old, self._reader)
-        return block
+            return head.kind.read(head, old, self._reader)
 
     def finish(self) -> None:
         """Checks that nothing is left."""

@@ -224,6 +224,15 @@ def round_floats(values: Array, dtype: np.dtype[Any]) -> Array:
         return values.astype(dtype, copy=False)
 
 
+def layout(leaf: Array) -> tuple[int, int] | None:
+    """(mantissa, exponent) bits of the leaf's patterns; None where the dtype is no float that NumPy or bfloat16 has.
+
+    >>> layout(np.float32(1))
+    (23, 8)
+    """
+    return _EXPONENT.get(name(leaf.dtype))
+
+
 def exponents(leaf: Array) -> Array | None:
     """The exponent field of every weight, which predicts how likely it changes; None where the dtype has none.
 

@@ -4,35 +4,55 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from updcomp.wire import costs, decoding, dtypes, errors, fingerprint, header, metadata, packet, rans, streams, versions
-from updcomp.wire.kind import Block, Head
+from updcomp.wire import (
+    costs,
+    decoding,
+    dtypes,
+    errors,
+    fingerprint,
+    header,
+    metadata,
+    packet,
+    rans,
+    streams,
+    versions,
+    workers,
+)
+from updcomp.wire.kind import Block, Head, Later
 from updcomp.wire.kinds import raw
 
 
 class Blocks:
     """The blocks of an update in the making; leaves are taken one after another, so that no two are needed at once."""
 
-    def __init__(self, sent: packet.Packet, specs: Mapping[str, dtypes.Spec], budget: float) -> None:
+    def __init__(
+        self, sent: packet.Packet, specs: Mapping[str, dtypes.Spec], budget: float, *, ahead: bool = True
+    ) -> None:
         """Without leaves.
 
         Args:
           sent: the packet.
           specs: of the model's leaves, in sorted name order.
           budget: factor of `costs.allowed`.
+          ahead: whether leaves may be taken while those before are worked on; else a leaf is done when it is taken.
         """
+        self._is_ahead = ahead
         self._sent, self._specs, self._budget = sent, specs, budget
         self._indices = {name: index for index, name in enumerate(specs)}
         self._charged = costs.Account(specs, 0, budget)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
         self._writer, self._heads = streams.Writer(), list[Head]()
+        self._ahead = workers.Ahead[None]()
 
     def take(self, name: str, old: dtypes.Array) -> None:
         """The next held leaf of the base, and what the packet makes of it."""
         self._before.add(name, old)
         if name in self._sent.blocks:
             self._write(name, old)
-        self._before.wait()  # the caller may drop this leaf before it makes the next one
-        self._after.wait()
+        if not self._is_ahead:
+            self._wait()
+            self._before.wait()
+            self._after.wait()
 
     def _write(self, name: str, old: dtypes.Array) -> None:
         block, head = self._block(name, old)
@@ -48,14 +68,38 @@ class Blocks:
         if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
             return
         self._after.add(name, new)
-        if not head.kind.write(block, old, self._writer):
-            block = raw.Raw(*block)
-            raw.KIND.write(block, old, self._writer)
-            head = raw.KIND.head(block, old)._replace(leaf=head.leaf)
+        written = head.kind.write(block, old, self._writer)
+        if isinstance(written, Later):
+            self._later(head, block, written)
+            return
+        if not written:
+            raw.KIND.write(raw.Raw(*block), old, self._writer)
+            head = _as_raw(head)
         self._heads.append(head)
+
+    def _later(self, head: Head, block: Block, written: Later) -> None:
+        """Keeps a place for what is written in threads."""
+        place, index = self._writer.reserve(), len(self._heads)
+        self._heads.append(head)
+
+        def work() -> None:
+            data = written.finish()
+            if data is None:
+                self._heads[index] = _as_raw(head)
+            self._writer.fill(place, dtypes.hold(block[0]).tobytes() if data is None else data)
+
+        size = 2 * self._specs[list(self._indices)[head.leaf]].nbytes
+        for _ in self._ahead.done(size):
+            pass
+        self._ahead.add(size, work)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._ahead.close()
 
     def parts(self, change: metadata.Change | None) -> header.Parts:
         """The update's parts, once all leaves are taken."""
+        self._wait()
         before = self._before.finish()
         prints = fingerprint.of_digests(before), fingerprint.of_digests(before | self._after.finish())
         heads, (raw_section, extra, lanes, coded) = (
@@ -63,6 +107,10 @@ class Blocks:
             self._writer.finish(),
         )
         return header.Parts(versions.NEWEST, *prints, self._sent.seed, heads, raw_section, extra, lanes, coded, change)
+
+    def _wait(self) -> None:
+        for _ in self._ahead.done(None):
+            pass
 
     def _block(self, name: str, old: dtypes.Array) -> tuple[Block, Head]:
         """A leaf's block, which fits it, and the header of that."""
@@ -79,6 +127,10 @@ class Blocks:
         heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
         parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
         decoding.account(parts, 0, self._specs, self._budget)
+
+
+def _as_raw(head: Head) -> Head:
+    return Head(raw.KIND, head.leaf)
 
 
 def _without_default_views(heads: list[Head], specs: Mapping[str, dtypes.Spec]) -> list[Head]:

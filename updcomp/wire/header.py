@@ -13,6 +13,7 @@ MAGIC = b"updc"
 
 _FIXED = struct.Struct("<4sBB16s16s")  # magic, version, flags, fingerprints of the base and of the result
 _CHECKSUM = struct.Struct("<I")
+_OPTIONAL = (versions.SEED, versions.RAW, versions.EXTRA)
 _LONGEST_VARINT = 5
 _MOST_BLOCKS = 1 << 16  # of an update whose model is not known
 _LONGEST_SIZE = 9  # bytes of a varint below 2^63
@@ -42,15 +43,19 @@ class Parts(NamedTuple):
 def pack(parts: Parts) -> bytes:
     """The update's bytes: header, block headers, sections, CRC-32."""
     flags = versions.VIEWS * parts.has_views | versions.METADATA * (parts.change is not None)
+    fields = {versions.SEED: parts.seed, versions.RAW: len(parts.raw), versions.EXTRA: len(parts.extra)}
+    if parts.version.is_short:
+        fields = {flag: number for flag, number in fields.items() if number}
+        flags |= sum(fields)
+    seed, *sizes = (_varint(fields[flag]) if flag in fields else b"" for flag in _OPTIONAL)
     body = b"".join(
         (
             _FIXED.pack(MAGIC, parts.version.number, flags, parts.base, parts.result),
-            _varint(parts.seed),
+            seed,
             _varint(len(parts.heads)),
             _pack_heads(parts.heads, parts.version),
             _pack_change(parts.change),
-            _varint(len(parts.raw)),
-            _varint(len(parts.extra)),
+            *sizes,
             bytes([parts.lanes.bit_length()]),
             parts.raw,
             parts.extra,
@@ -122,7 +127,7 @@ def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
       CorruptUpdateError: as `fingerprints`, or a kind that this code does not know, or more blocks than leaves.
     """
     cursor, (version, flags, base, result) = _open(update)
-    seed = cursor.varint()
+    seed = _optional(cursor, version, flags, versions.SEED)
     if seed >= 1 << 32:
         raise errors.CorruptUpdateError(f"seed: expected less than 2^32, found {seed}")
     heads = _parse_heads(cursor, version, leaves, views=bool(flags & versions.VIEWS))
@@ -130,12 +135,23 @@ def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
     if flags & versions.METADATA:
         digest = bytes(cursor.take(metadata.DIGEST_SIZE))
         change = metadata.Change(digest, bytes(cursor.take(cursor.varint())))
-    raw_size, extra_size, lane_bits = cursor.varint(), cursor.varint(), cursor.byte()
+    raw_size, extra_size = (_optional(cursor, version, flags, flag) for flag in (versions.RAW, versions.EXTRA))
+    lane_bits = cursor.byte()
     if lane_bits > rans.MAX_LANES.bit_length():
         raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
     raw, extra = cursor.take(raw_size), cursor.take(extra_size)
     lanes = 1 << lane_bits >> 1
     return Parts(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change)
+
+
+def _optional(cursor: "_Cursor", version: versions.Version, flags: int, flag: int) -> int:
+    """The next number, or 0 where its flag says that it is left out; where it is there it is not 0."""
+    if version.is_short and not flags & flag:
+        return 0
+    number = cursor.varint(_LONGEST_SIZE if version.is_short else _LONGEST_VARINT)
+    if version.is_short and not number:
+        raise errors.CorruptUpdateError(f"flags: expected a number other than 0 where flag {flag} is set, found 0")
+    return number
 
 
 def _open(update: bytes) -> tuple["_Cursor", tuple[versions.Version, int, bytes, bytes]]:

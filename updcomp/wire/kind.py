@@ -11,6 +11,14 @@ Block: TypeAlias = tuple[Any, ...]
 """A NamedTuple of integers, a step of sixteen bits, or the bits of a new leaf: what a kind says of a leaf."""
 
 
+class Later(NamedTuple):
+    """Work on pieces, which needs no reader and no writer any more: other leaves may be worked on at the same time."""
+
+    finish: Callable[
+        [], Any
+    ]  # the block that was read; or the bytes to write, None if they are no fewer than the leaf's
+
+
 class Head(NamedTuple):
     """The header of a block."""
 
@@ -34,8 +42,8 @@ class Kind(NamedTuple):
     check: Callable[[Any, dtypes.Array], None]  # whether a held block fits its held leaf; LeafError
     cost: Callable[[Head, dtypes.Spec, int], costs.Cost]  # of applying: header, leaf, lanes; the size known
     head: Callable[[Any, dtypes.Array], Head]  # of a block that fits the leaf; its `leaf` is 0
-    write: Callable[[Any, dtypes.Array, streams.Writer], bool]  # codes it; False if that is no smaller than its bits
-    read: Callable[[Head, dtypes.Array, streams.Reader], Any]  # its inverse, the size known; CorruptUpdateError
+    write: Callable[[Any, dtypes.Array, streams.Writer], bool | Later]  # codes it; False if no smaller than its bits
+    read: Callable[[Head, dtypes.Array, streams.Reader], Any]  # its inverse, size known, or Later; CorruptUpdateError
     apply: Callable[[Any, dtypes.Array, int, int], dtypes.Array]  # the new leaf; block, old leaf, seed, leaf's index
 
 

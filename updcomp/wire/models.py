@@ -19,7 +19,7 @@ UNIT_SCALE = 20  # of a mean magnitude of 1
 _FIRST_CHUNK = 64
 _LONGEST_CHUNK = 1 << 20  # bounds the decoder's temporaries
 _PRIOR_TOTAL = 1 << 16
-_COUNT_WEIGHT = 1 << 11  # the prior weighs as much as 2^16 / 2^11 = 32 tokens
+COUNT_WEIGHT = 1 << 11  # the prior weighs as much as 2^16 / 2^11 = 32 tokens
 _FRACTION = 12  # fractional bits of logarithms
 _UNIT = 1 << 30
 
@@ -106,14 +106,16 @@ def normalise(weights: dtypes.Array) -> dtypes.Array:
 class Adaptive:
     """Frequencies of every context, from its prior and the tokens seen in it."""
 
-    def __init__(self, scales: dtypes.Array, alphabet: int, *, signed: bool) -> None:
+    def __init__(self, scales: dtypes.Array, alphabet: int, *, signed: bool, count_weight: int = COUNT_WEIGHT) -> None:
         """Starts with the priors.
 
         Args:
           scales: integers (contexts,), the scale of each context's prior.
           alphabet: number of tokens.
           signed: as in `prior`.
+          count_weight: what a token that was seen weighs, where the prior weighs 2^16.
         """
+        self._count_weight = count_weight
         self._weights = _priors(tuple(map(int, scales)), alphabet, signed).copy()
 
     def frequencies(self) -> dtypes.Array:
@@ -130,7 +132,7 @@ class Adaptive:
         alphabet = self._weights.shape[1]
         index = seen if contexts is None else contexts.astype(np.int64) * alphabet + seen
         counts = np.bincount(index, minlength=self._weights.size)
-        self._weights += _COUNT_WEIGHT * counts.reshape(self._weights.shape)
+        self._weights += self._count_weight * counts.reshape(self._weights.shape)
 
 
 def chunks(count: int) -> Iterator[slice]:

@@ -19,7 +19,7 @@ from updcomp.wire import dtypes, errors
 PRECISION = 14
 TOTAL = 1 << PRECISION
 MAX_LANES = 1 << 12
-_LOWEST = 1 << 16
+LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
 _FEW_LANES = 256
 _FEW_WORDS = 1 << 17
@@ -137,11 +137,15 @@ class Encoder:
         """Adds the segments of another encoder."""
         self._segments += other._segments
 
-    def finish(self, lanes: int | None = None) -> tuple[int, bytes]:
+    def finish(
+        self, lanes: int | None = None, first: dtypes.Array | int = LOWEST, *, short: bool = False
+    ) -> tuple[int, bytes]:
         """Encodes everything pushed.
 
         Args:
           lanes: a power of two; chosen from the size of the payload if not given.
+          first: the state, or integers (lanes,), that the encoder begins with and the decoder ends with.
+          short: whether one lane alone begins with 0, which saves two bytes, or more where few symbols are coded.
 
         Returns:
           (lanes, the stream): the decoder's initial states, 4 bytes each, then the words in the order of reading; or
@@ -151,7 +155,7 @@ class Encoder:
             return 0, b""
         lengths = [len(sizes) for _, sizes in self._segments]
         lanes = lanes or choose_lanes(self.cost / 8, sum(lengths), max(lengths))
-        states = np.full(lanes, _LOWEST, np.int64)
+        states = np.zeros(lanes, np.int64) + (0 if short and lanes == 1 else first)
         words: list[dtypes.Array] = []
         for starts, sizes in self._steps(lanes):
             state = states[: len(sizes)]
@@ -160,10 +164,13 @@ class Encoder:
                 emitted = state[emitting]
                 words.append(emitted.astype("<u2"))
                 state[emitting] = emitted >> 16
-            quotient = state // sizes
+            # Exact: no quotient is nearer than 2^-14 below an integer, and a state has 32 bits.
+            quotient = (state / sizes).astype(np.int64)
             # quotient 2^14 + remainder + start, with the remainder state - quotient size.
             state += quotient * (TOTAL - sizes) + starts
         words.reverse()
+        if short and lanes == 1 and not words:
+            return lanes, states.astype("<u4").tobytes().rstrip(b"\0")
         return lanes, b"".join([states.astype("<u4").tobytes(), *(word.tobytes() for word in words)])
 
     def _steps(self, lanes: int) -> Iterator[tuple[dtypes.Array, dtypes.Array]]:
@@ -180,6 +187,8 @@ def information(sizes: dtypes.Array) -> float:
     >>> information(np.array([1 << 13, 1 << 14]))
     1.0
     """
+    if len(sizes) < TOTAL:
+        return float(PRECISION * len(sizes) - np.log2(sizes.astype(np.float64)).sum())
     histogram = np.bincount(sizes, minlength=TOTAL + 1)
     present = np.flatnonzero(histogram)
     return float(histogram[present] @ (PRECISION - np.log2(present)))
@@ -188,23 +197,29 @@ def information(sizes: dtypes.Array) -> float:
 class Decoder:
     """Reads a stream segment by segment."""
 
-    def __init__(self, data: bytes | memoryview, lanes: int) -> None:
+    def __init__(self, data: bytes | memoryview, lanes: int, *, short: bool = False) -> None:
         """Reads the states.
 
         Args:
           data: as `Encoder.finish` made it.
           lanes: as it returned them.
+          short: as it took it.
 
         Raises:
           CorruptUpdateError: the stream is too short for its lanes, or of odd length.
         """
+        self._is_short = short and lanes == 1
+        if self._is_short and len(data) < 4:
+            if len(data) and not data[-1]:
+                raise errors.CorruptUpdateError("coded section: expected no zeros at the end of its only state")
+            data = bytes(data).ljust(4, b"\0")
         if lanes < 0 or lanes > MAX_LANES or len(data) < 4 * lanes or len(data) % 2:
             raise errors.CorruptUpdateError(
                 f"coded section: expected the states of {lanes} lanes and 16-bit words, found {len(data)} bytes"
             )
         self._states = np.frombuffer(data, "<u4", lanes).astype(np.int64)
-        if (self._states < _LOWEST).any():
-            raise errors.CorruptUpdateError(f"coded section: expected states of at least {_LOWEST}, found smaller ones")
+        if (self._states < LOWEST).any() and not self._is_short:
+            raise errors.CorruptUpdateError(f"coded section: expected states of at least {LOWEST}, found smaller ones")
         words = np.frombuffer(data, "<u2", offset=4 * lanes)
         # Few words are converted at once, which saves a conversion in every step; many stay as they are.
         self._words = words.astype(np.int64) if len(words) <= _FEW_WORDS else words
@@ -261,7 +276,7 @@ class Decoder:
             state >>= PRECISION
             state *= size
             state += offset
-            np.less(state, _LOWEST, out=below)
+            np.less(state, LOWEST, out=below)
             hungry = below.nonzero()[0]
             if len(hungry):
                 self._feed(state, hungry)
@@ -271,6 +286,8 @@ class Decoder:
         """Gives the next words to the lanes that need one."""
         words = self._words[self._next : self._next + len(hungry)]
         if len(words) < len(hungry):
+            if self._is_short:
+                return
             raise errors.CorruptUpdateError("coded section: it ends before its symbols do")
         self._next += len(hungry)
         state[hungry] = state[hungry] << 16 | words
@@ -288,5 +305,15 @@ class Decoder:
             raise errors.CorruptUpdateError(
                 f"coded section: expected at most {self._longest} lanes, found {len(self._states)}"
             )
-        if self._next != len(self._words) or (self._states != _LOWEST).any():
+        if (self.last() != (0 if self._is_short else LOWEST)).any():
             raise errors.CorruptUpdateError("coded section: it does not end where its symbols do")
+
+    def last(self) -> dtypes.Array:
+        """The states once all symbols are read: int64 (lanes,), those that the encoder began with.
+
+        Raises:
+          CorruptUpdateError: words are left.
+        """
+        if self._next != len(self._words):
+            raise errors.CorruptUpdateError("coded section: it does not end where its symbols do")
+        return self._states

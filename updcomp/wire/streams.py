@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -50,6 +50,15 @@ class Writer:
         """The bytes of a held array."""
         self._raw.append(leaf.tobytes())
 
+    def reserve(self) -> int:
+        """A place in the raw section for bytes that `fill` says later."""
+        self._raw.append(b"")
+        return len(self._raw) - 1
+
+    def fill(self, place: int, data: bytes) -> None:
+        """The bytes at a place that `reserve` returned."""
+        self._raw[place] = data
+
     def symbol(self, value: int, width: int) -> None:
         """One of 2^width equal symbols."""
         size = rans.TOTAL >> width
@@ -81,22 +90,38 @@ class Writer:
             self.tokens(segment, np.array([scale]))
 
     def tokens(self, segment: Segment, scales: dtypes.Array, contexts: Contexts | None = None) -> None:
-        """The size of a segment's alphabet and its tokens.
+        """The size of a segment's alphabet and its tokens, and then their low bits.
 
         Args:
           segment: of n integers.
           scales: integers (contexts,), the scales of the priors.
           contexts: of the n integers, or None for one context.
         """
+        self.symbols(segment, scales, contexts, models.chunks(len(segment.symbols)))
+        self._extra.push(segment.low, tokens.widths(segment.symbols))
+
+    def symbols(
+        self,
+        segment: Segment,
+        scales: dtypes.Array,
+        contexts: Contexts | None,
+        chunks: Iterable[slice],
+        *,
+        count_weight: int = models.COUNT_WEIGHT,
+    ) -> None:
+        """As `tokens`, in other chunks, and without the low bits."""
         self.symbol(segment.alphabet, _ALPHABET_BITS)
-        adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed)
-        for part in models.chunks(len(segment.symbols)):
+        adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed, count_weight=count_weight)
+        for part in chunks:
             symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
             frequencies = adaptive.frequencies()
             index = (0 if context is None else context, symbols)
             self._coded.push(rans.starts_of(frequencies)[index], frequencies[index])
             adaptive.update(symbols, context)
-        self._extra.push(segment.low, tokens.widths(segment.symbols))
+
+    def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
+        """Plain bits that are read only when every token has been."""
+        self._extra.push(values, widths)
 
     def places(self, places: dtypes.Array, size: int) -> None:
         """Which of so many things are meant, where both sides know how many are: at most about a bit for each thing.
@@ -123,9 +148,9 @@ class Writer:
         self._coded.extend(other._coded)
         self._extra.extend(other._extra)
 
-    def finish(self) -> tuple[bytes, bytes, int, bytes]:
-        """(raw section, extra bits, lanes, coded section)."""
-        lanes, coded = self._coded.finish()
+    def finish(self, lanes: int | None = None, *, short: bool = True) -> tuple[bytes, bytes, int, bytes]:
+        """(raw section, extra bits, lanes, coded section); lanes and short as in `rans.Encoder.finish`."""
+        lanes, coded = self._coded.finish(lanes, short=short)
         return b"".join(self._raw), self._extra.finish(), lanes, coded
 
 
@@ -133,11 +158,17 @@ class Reader:
     """Reads what `Writer` wrote, in the same order; raises CorruptUpdateError where that ends too early."""
 
     def __init__(
-        self, raw: bytes | memoryview, extra: bytes | memoryview, lanes: int, coded: bytes | memoryview
+        self,
+        raw: bytes | memoryview,
+        extra: bytes | memoryview,
+        lanes: int,
+        coded: bytes | memoryview,
+        *,
+        short: bool = True,
     ) -> None:
-        """At the start of the sections."""
+        """At the start of the sections; short as in `rans.Decoder`."""
         self._raw = raw
-        self._coded = rans.Decoder(coded, lanes)
+        self._coded = rans.Decoder(coded, lanes, short=short)
         self._extra = bits.Reader(extra)
 
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dtypes.Array:
@@ -188,22 +219,64 @@ class Reader:
           contexts: of the n integers, or None for one context.
           signed: as in `Writer.integers`.
         """
-        alphabet = self.symbol(_ALPHABET_BITS)
-        if not 0 < alphabet <= tokens.COUNT:
-            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {alphabet}")
-        adaptive, largest = models.Adaptive(scales, alphabet, signed=signed), 0
-        for part in models.chunks(len(values)):
-            context = None if contexts is None else contexts(part)
-            count = part.stop - part.start
-            symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(), count), context)
-            largest = max(largest, int(symbols.max()))
-            adaptive.update(symbols, context)
+        for part, symbols in self._chunks(scales, contexts, models.chunks(len(values)), signed=signed):
             folded = tokens.join(symbols, self._extra.pull(tokens.widths(symbols)))
             wide = tokens.unfold(folded) if signed else folded.view(np.int64)
             values[part] = wide
             if values.dtype != np.int64 and (values[part] != wide).any():
                 raise errors.CorruptUpdateError(f"values: expected {values.dtype}, found larger integers")
-        if len(values) and largest + 1 != alphabet:
+
+    def symbols(
+        self,
+        count: int,
+        scales: dtypes.Array,
+        contexts: Contexts | None,
+        chunks: Iterable[slice],
+        *,
+        signed: bool = True,
+        count_weight: int = models.COUNT_WEIGHT,
+    ) -> dtypes.Array:
+        """The inverse of `Writer.symbols`: uint8 (count,), the tokens."""
+        found = np.empty(count, np.uint8)
+        for part, symbols in self._chunks(scales, contexts, chunks, signed=signed, count_weight=count_weight):
+            found[part] = symbols
+        return found
+
+    def late(self, widths: dtypes.Array) -> dtypes.Array:
+        """The inverse of `Writer.late`: uint64 (n,)."""
+        return self._extra.pull(widths)
+
+    def piece(self) -> memoryview:
+        """The rest of the raw section, of which `skip` says how much is used."""
+        return memoryview(self._raw)
+
+    def skip(self, size: int) -> None:
+        """Leaves so many bytes of the raw section behind."""
+        self._raw = self._raw[size:]
+
+    def _chunks(
+        self,
+        scales: dtypes.Array,
+        contexts: Contexts | None,
+        chunks: Iterable[slice],
+        *,
+        signed: bool,
+        count_weight: int = models.COUNT_WEIGHT,
+    ) -> Iterator[tuple[slice, dtypes.Array]]:
+        """The tokens of a segment, chunk by chunk."""
+        alphabet = self.symbol(_ALPHABET_BITS)
+        if not 0 < alphabet <= tokens.COUNT:
+            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {alphabet}")
+        adaptive = models.Adaptive(scales, alphabet, signed=signed, count_weight=count_weight)
+        largest = -1
+        for part in chunks:
+            context = None if contexts is None else contexts(part)
+            count = part.stop - part.start
+            symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(), count), context)
+            largest = max(largest, int(symbols.max(initial=0)))
+            adaptive.update(symbols, context)
+            yield part, symbols
+        if 0 <= largest != alphabet - 1:
             raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
 
     def places(self, count: int, size: int) -> dtypes.Array:

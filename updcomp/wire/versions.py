@@ -4,10 +4,26 @@ from typing import NamedTuple
 
 from updcomp.wire import errors
 from updcomp.wire.kind import Block, Kind
-from updcomp.wire.kinds import coefficients, columns, dense, exact, factors, half, magnitude, raw, seeded, sparse
+from updcomp.wire.kinds import (
+    changes,
+    coefficients,
+    columns,
+    dense,
+    differences,
+    exact,
+    factors,
+    half,
+    magnitude,
+    raw,
+    seeded,
+    sparse,
+)
 
 VIEWS = 1  # flag: blocks say their views; else all are the default one
 METADATA = 2  # flag: the update covers the metadata of the model's file
+SEED = 4  # flag: the header says the seed; else it is 0
+RAW = 8  # flag: there is a raw section
+EXTRA = 16  # flag: there are extra bits
 
 
 class Version(NamedTuple):
@@ -17,6 +33,7 @@ class Version(NamedTuple):
     kinds: dict[int, Kind]  # by number
     flags: int  # those that it knows
     sizes_in_header: bool  # else a size is the first number of its block
+    is_short: bool  # whether flags say which fields are left out, and a lane that is alone begins with 0
     idle_lanes: bool  # whether a coded section may have more lanes than its longest chunk has tokens
 
 
@@ -32,15 +49,21 @@ def numbered(*kinds: Kind) -> dict[int, Kind]:
     return table
 
 
-_FIRST = (raw.KIND, exact.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND)
+_FIRST = (raw.KIND, differences.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND)
 _KINDS_1 = numbered(*_FIRST, coefficients.KIND)
-_KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)  # a new kind goes here
+_KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)
+_FLAGS_3 = VIEWS | METADATA | SEED | RAW | EXTRA
+_KINDS_3 = _KINDS_2 | numbered(exact.KIND, changes.KIND)  # a new kind goes here
 VERSIONS = {
-    1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, idle_lanes=True),
-    2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, idle_lanes=False),
+    1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, is_short=False, idle_lanes=True),
+    2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, is_short=False, idle_lanes=False),
+    3: Version(3, _KINDS_3, flags=_FLAGS_3, sizes_in_header=True, is_short=True, idle_lanes=False),
 }
 NEWEST = VERSIONS[max(VERSIONS)]  # the one that is written
-_BY_BLOCK = {kind.block: kind for kind in NEWEST.kinds.values()}
+# Of two kinds with the same block, the first one chooses.
+_BY_BLOCK: dict[type, Kind] = {}
+for _kind in NEWEST.kinds.values():
+    _BY_BLOCK.setdefault(_kind.block, _kind)
 
 
 def is_block(value: object) -> bool:

@@ -1,38 +1,44 @@
-"""Exact: the leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
+"""Exact: the leaf's new bits, lossless for every dtype, a move for every weight; or as `changes` where few move."""
 
-from typing import NamedTuple
+from updcomp.wire import costs, dtypes, kind, streams, whole
+from updcomp.wire.exact import Exact, hold
+from updcomp.wire.kinds import changes, raw
 
-import numpy as np
-
-from updcomp.wire import contexts, costs, dtypes, kind, streams
-from updcomp.wire.kinds import raw
-
-
-class Exact(NamedTuple):
-    """The leaf's new bits, coded as differences of bit patterns from the old ones: lossless for every dtype."""
-
-    new: np.ndarray  # shape and dtype of the leaf
+__all__ = ["KIND", "Exact"]
 
 
-def _hold(block: Exact) -> Exact:
-    return block._replace(new=dtypes.hold(block.new))
+_SMALL = 1 << 11  # weights of a leaf that is coded both ways
+
+
+def _head(block: Exact, old: dtypes.Array) -> kind.Head:
+    """Of the kind that fits how many weights change."""
+    few = changes.changed(block.new, old)
+    if few is None or (few and len(dtypes.flat_bits(old)) <= _SMALL and not _is_smaller(block, old)):
+        return kind.Head(KIND, 0)
+    return kind.Head(changes.KIND, 0, size=few)
+
+
+def _is_smaller(block: Exact, old: dtypes.Array) -> bool:
+    """Whether a small leaf is smaller as changes, the size in the header counted."""
+    bits = []
+    for found in (changes.KIND, KIND):
+        writer = streams.Writer()
+        was_written = found.write(block, old, writer)
+        bits.append(writer.cost if was_written else 8.0 * old.nbytes)
+    return bits[0] + 8 < bits[1]
 
 
 def _cost(_: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
-    count = dtypes.elements(spec)
-    return costs.total(costs.tokens(count, lanes), operations=spec.nbytes, working_bytes=spec.nbytes)
+    return whole.cost(spec, lanes)
 
 
-def _head(_: Exact, __: dtypes.Array) -> kind.Head:
-    return kind.Head(KIND, 0)
+def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool | kind.Later:
+    return whole.write(writer, block.new, old)
 
 
-def _write(block: Exact, old: dtypes.Array, writer: streams.Writer) -> bool:
-    return contexts.write_differences(writer, block.new, old)
-
-
-def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact:
-    return Exact(contexts.read_differences(reader, old))
+def _read(_: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Exact | kind.Later:
+    new = whole.read(reader, old)
+    return new._replace(finish=lambda: Exact(new.finish())) if isinstance(new, kind.Later) else Exact(new)
 
 
 KIND = kind.Kind(
@@ -42,7 +48,7 @@ KIND = kind.Kind(
     stepped=False,
     sized=False,
     viewed=False,
-    hold=_hold,
+    hold=hold,
     check=raw.check,
     cost=_cost,
     head=_head,
