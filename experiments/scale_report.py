@@ -146,10 +146,6 @@ def _shown(cells: Cells) -> str:
     return " ".join(said)
 
 
-def _seconds(cells: list[dict[str, Any]], what: str) -> list[float]:
-    return [cell[what]["seconds"] for cell in cells]
-
-
 def _projected(model: Beyond, cell: dict[str, Any]) -> str:
     """What a larger model takes, from what was measured; the formula beside each figure."""
     weights, share = model.weights, model.weights / model.devices / 1e9
@@ -180,16 +176,16 @@ def _draw(panels: list[Any], cells: Cells) -> None:
     above, below = panels
     steps = [cell["train"][quarter] for cell in trained]
     at = [cell["weights"] for cell in trained]
-    encoding = _seconds(same, "encode")
-    above.plot(weights, _seconds(same, "select"), marker="o", label="select")
-    above.plot(at, [way["seconds"] for way in steps], marker="o", label=f"a step, {quarter}")
+    encoding = [cell["encode"]["core_seconds"] for cell in same]
+    above.plot(weights, [cell["select"]["core_seconds"] for cell in same], marker="o", label="select")
+    above.plot(at, [way["seconds"] for way in steps], marker="o", label=f"a step, {quarter}; seconds of the clock")
     above.plot(weights, encoding, marker="o", label="encode")
     above.plot(weights, [encoding[0] * size / weights[0] for size in weights], ":", c="gray", label="linear")
     below.plot(weights, [_held(cell["select"]) for cell in same], marker="o", label="held while selecting")
     below.plot(at, [_held(way) for way in steps], marker="o", label=f"held in a step, {quarter}")
     below.plot(weights, [_sum(cell["select"]) for cell in same], marker="o", label="received while selecting")
     below.plot(weights, [2 * cell["largest_leaf"] for cell in same], ":", c="gray", label="the largest leaf, bf16")
-    above.set(ylabel=f"seconds, mesh {mesh}")
+    above.set(ylabel=f"seconds of a core, mesh {mesh}")
     below.set(xlabel="weights", ylabel="bytes of a device")
     for panel in panels:
         panel.set(xscale="log", yscale="log")
