@@ -152,6 +152,8 @@ def test_every_program_of_the_library_lowers_for_gpus_and_tpus():
         protocol.rounds.score(deployed, task)
         make_score(task.objective)(deployed, task.validation)
         delta.to_block(jnp.zeros(4), jnp.ones(4), 4)
+        other = {**deployed, "first": {**deployed["first"], "kernel": deployed["first"]["kernel"].at[0, 0].add(1)}}
+        assert dict(updcomp.diff(sharded(deployed), sharded(other)).blocks)
         still = Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
         shifts.shift_dataset(still, shifts.random_rotation, worlds.KEY, low=30.0, high=45.0)
     assert METHODS.keys() == methods.METHODS.keys()
