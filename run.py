@@ -50,6 +50,11 @@ def _run(arguments: Sequence[str]) -> int:
         rest = values(["run.py", *arguments])[1:]
         if rest:
             raise Error(f"expected flags only, found {rest[0]!r}; see python run.py --help")
+        joining = [name for name in flag_groups.JOINING if values[name].value is not None]
+        if joining and not values.multihost:
+            raise Error(f"--{joining[0]}: expected with --multihost, found without; give both or neither")
+        if values.multihost and "devices" not in by_name(values.experiment).Config.__dataclass_fields__:
+            raise Error(f"--multihost: {values.experiment} runs in one process; leave the flag out")
         if values.multihost:
             processes.initialise(**{name: values[name].value for name in flag_groups.JOINING})
         experiment = by_name(values.experiment)
@@ -69,4 +74,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     interrupts.install()
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status and "--multihost" in sys.argv:  # the end that JAX has for processes waits for those that do not fail
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -84,9 +84,19 @@ class Results:
         Raises:
           Error: the folder cannot be made, or another process was faster, with other settings.
         """
+        first = processes.from_first(self._now)
+        processes.in_all(lambda: self._check_alike(first))
         processes.from_first(self._claim)
         token = processes.from_first(self._settings_path.read_bytes)
         processes.in_all(lambda: self._check_shared(token))
+
+    def _check_alike(self, first: dict[str, Any]) -> None:
+        """Checks that this process has the flags of the first one."""
+        for name, value in self._now().items():
+            if value != first[name]:
+                raise Error(
+                    f"--{name}: expected {first[name]!r} as in the first process, found {value!r}; give all the same"
+                )
 
     def _check_shared(self, token: bytes) -> None:
         """Checks that this process sees what the first one wrote."""

@@ -41,7 +41,8 @@ def initialise(
     """Joins the other processes; called once in each, before anything else of JAX.
 
     It is `jax.distributed.initialize`, which finds everything by itself on Cloud TPU, Slurm and Open MPI. SIGTERM and
-    Ctrl-C then no longer end this process at once: trainings with checkpoints save and end, see `PreemptedError`.
+    Ctrl-C then end this process after the epoch, when trainings with checkpoints have saved; see `PreemptedError`. A
+    second one does not wait.
 
     Args:
       coordinator_address: `host:port` of the first process, as the others reach it.
@@ -51,6 +52,8 @@ def initialise(
     Raises:
       Error: they cannot be joined.
     """
+    if coordinator_address is not None and ":" not in coordinator_address:
+        raise Error(f"coordinator_address: expected host:port, found {coordinator_address!r}")
     jax.config.update("jax_enable_preemption_service", False)  # counts steps, which begin anew in each training
     try:
         jax.distributed.initialize(
@@ -64,9 +67,12 @@ def initialise(
 
 
 def _terminate(number: int, frame: Any) -> None:
-    """A signal handler: all processes end after this epoch; a second Ctrl-C does not wait for it."""
-    if number == signal.SIGINT and _terminated.is_set():
+    """A signal handler: all processes end after this epoch; a second signal does not wait for it."""
+    if _terminated.is_set() and number == signal.SIGINT:
         raise KeyboardInterrupt
+    if _terminated.is_set():
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
     _terminated.set()
 
 
@@ -180,8 +186,8 @@ def _shared(outcome: _Outcome | None) -> Any:
             found = outcome.value if outcome.error is None else outcome.error
             outcome = _Outcome(None, outcome.error or unpicklable)
             message = pickle.dumps(_Outcome(None, RuntimeError(f"expected what pickles, found {found!r}")))
-    told = pickle.loads(_broadcast(message))
-    shared = outcome or told  # the first process keeps its own error, with its traceback
+    told = _broadcast(message)
+    shared = outcome or pickle.loads(told)  # the first process keeps its own error, with its traceback
     if shared.error is not None:
         raise shared.error
     return shared.value

@@ -160,6 +160,9 @@ class HostModel(Mapping[str, np.ndarray]):
         self.specs = {name: _spec_of(leaf) for name, leaf in self._leaves.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if isinstance(leaf := self._leaves[name], jax.Array) and leaf.is_deleted():
+            found = "expected an array that is there, found one that was donated or deleted"
+            raise LeafError(f"leaf {name!r}: {found}; encode the packet before its models go")
         return dtypes.hold(arrays.to_host(self._leaves[name]))
 
     def __iter__(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ import updcomp
 from tests.methods.worlds import KEY, applied, assert_helps, digits, regression
 from updcomp import arrays, trees
 from updcomp.methods import by_path, full, low_rank, magnitude_mask, neurons, partial, random_mask, subspace
-from updcomp.training import devices, steps
+from updcomp.training import checkpoints, devices, steps
 
 METHODS = {
     "full": full(bits=8),
@@ -83,6 +83,47 @@ def test_a_split_model_trains_to_what_a_whole_one_does_and_stays_split(name, mon
         assert value.sharding == trees.named_leaves(held)[leaf].sharding
         # Sums in another order; a rounding to integers may turn that into one step.
         np.testing.assert_allclose(value, trees.named_leaves(expected)[leaf], atol=2e-2)
+
+
+@pytest.mark.parametrize("selection", ["velocity", "random"])
+def test_chosen_neurons_go_on_where_they_were_on_a_mesh_as_well(selection, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", -1.0)
+    deployed, task = regression()
+    held, method = sharded(deployed), neurons(selection=selection, weights=0.5)
+    whole = applied(method(KEY, held, task), held)
+    epochs = []
+
+    def stop(epoch):
+        epochs.append(epoch.number)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    kept = task._replace(checkpoints=tmp_path, callback=stop)
+    with pytest.raises(KeyboardInterrupt):
+        method(KEY, held, kept)
+    found = applied(method(KEY, held, kept), held)
+    assert epochs[:3] == [1, 2, 2]
+    # Its moments start afresh.
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.2)
+
+
+def test_budgets_of_a_split_model_are_those_of_one_device():
+    deployed, task = regression()
+    method = neurons(selection="depth", memory=0.8, flops=0.8)
+    one, two = (method.train(KEY, model, task) for model in (deployed, sharded(deployed)))
+    assert 0 < two.spent.backward_flops <= two.full.flops < one.full.flops
+    assert 0 < two.spent.peak_bytes <= two.full.memory
+
+
+def test_a_model_on_devices_in_another_order_trains():
+    deployed, task = regression()
+    backwards = jax.sharding.Mesh(np.array(jax.devices()[1::-1]), ("model",))
+    held = {
+        "first": jax.device_put(deployed["first"], NamedSharding(backwards, PartitionSpec())),
+        "second": jax.device_put(deployed["second"], NamedSharding(backwards, PartitionSpec("model"))),
+    }
+    assert_helps(full(bits=8)(KEY, held, task._replace(mesh=devices.make_mesh(model=2))), held, task)
 
 
 @pytest.fixture

@@ -209,7 +209,8 @@ def packet_of(model: Model, makers: Mapping[str, Callable[[], Block]], seed: int
 def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[str, Site]:
     """Every chosen kernel, by name."""
     seed = int(jax.random.randint(jax.random.fold_in(key, _SEED), (), 0, _SEEDS)) if seeded else 0
-    kernels, weights = model.of_role(KERNEL), begin.of_role(KERNEL)
+    kernels = model.of_role(KERNEL)
+    weights = kernels if begin is model else begin.of_role(KERNEL)
     site_key = jax.random.fold_in(key, _SITES)
     return {
         leaf.name: Site(

@@ -50,7 +50,7 @@ def layers_of(model: Model, task: Task) -> tuple[Layer, ...]:
     return found
 
 
-def at_rest(layers_: tuple[Layer, ...]) -> dict[str, Velocity]:
+def _at_rest(layers_: tuple[Layer, ...]) -> dict[str, Velocity]:
     """The velocities before the first epoch."""
     return {layer.kernel: neurons.at_rest(layer.neurons) for layer in layers_}
 
@@ -91,10 +91,15 @@ class Probe:
     def forward(self) -> Forward:
         """What the forward pass of a batch takes."""
         task = self._task
-        rows = batches.rows(task.train.example) if isinstance(task.train, Stream) else task.batch_size
-        here, parts = devices.parts_of(devices.batch_sharding(self._mesh, task.batch_axes))
-        rows //= len(here) if isinstance(task.train, Stream) else parts  # compilers report of one device
-        return _forward(*self._of[:2], _shapes(self._deployed), _shapes(batches.example(task.train, rows)))
+        rows, sharding = task.batch_size, devices.batch_sharding(self._mesh, task.batch_axes)
+        if isinstance(task.train, Stream):  # each process gives its own rows
+            here, parts = devices.parts_of(sharding)
+            rows = batches.rows(task.train.example) * parts // len(here)
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding),
+            batches.example(task.train, rows),
+        )
+        return _forward(*self._of[:2], _shapes(self._deployed), _shapes(batch))
 
     def squared_gradients(self, trainable: Named, key: jax.Array) -> dict[str, np.ndarray]:
         """The mean over parts of a few samples of the squared norm of each neuron's gradient, its bias included.
@@ -124,12 +129,16 @@ class Probe:
         _finite({name: arrays.to_host(own.value) for name, own in moved.items()})
         return dict(moved)
 
+    def at_rest(self) -> dict[str, Velocity]:
+        """Velocities before any epoch."""
+        return dict(devices.replicate(_at_rest(self._of[2]), self._mesh))
+
     def measure(self, trainable: Named) -> None:
         """Finds out how much memory velocities take, before there are any."""
         self._compile("velocities", _accelerated(*self._of), *self._moving(None, trainable, trainable))
 
     def _moving(self, velocity: dict[str, Velocity] | None, old: Named, new: Named) -> tuple[Any, ...]:
-        return velocity or at_rest(self._of[2]), old, new, self._deployed, self._rows
+        return velocity or self.at_rest(), old, new, self._deployed, self._rows
 
     def _call(self, name: str, function: Any, *args: Any) -> Any:
         self._compile(name, function, *args)
@@ -168,8 +177,11 @@ def _forward(objective: Objective, plan: Plan, deployed: Any, example: Any) -> F
 
 
 def _shapes(tree: PyTree) -> tuple[Any, tuple[Any, ...]]:
+    """What is compiled for, and where it is on a mesh: the compiler reports of one device."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    on_mesh = [leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else None for leaf in leaves]
+    shapes = zip(leaves, on_mesh, strict=True)
+    return structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for leaf, place in shapes)
 
 
 @functools.lru_cache(maxsize=64)

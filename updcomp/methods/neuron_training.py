@@ -122,7 +122,8 @@ class NeuronTraining:
     def _measure(self) -> tuple[Cost, Memory]:
         """What training all neurons takes, by the compiler, and the factors that explain its memory."""
         size = sum(leaf.size for leaf in self._start.values())
-        weights = 8 + _bytes(self._training.state.optimizer) / size
+        # Of one device, as the compiler reports: weights, gradients, and the optimizer's state.
+        weights = (2 * devices.bytes_of_one(self._start) + devices.bytes_of_one(self._training.state.optimizer)) / size
         peak = self._peak(self._training)
         memory = neurons.fit_memory(
             self._layers,
@@ -136,7 +137,9 @@ class NeuronTraining:
         """Bytes at the peak of a step: columns that train are temporaries, leaves that train whole are not."""
         parts = training.plan.parts
         whole = self._start if parts is None else [name for name, view in parts if view is None]
-        held = sum(self._start[name].nbytes for name in whole) + _bytes(training.state.optimizer)
+        held = sum(devices.bytes_of_one(self._start[name]) for name in whole) + devices.bytes_of_one(
+            training.state.optimizer
+        )
         return analysis.step_memory(training) + held
 
     def _choose(self) -> None:
@@ -262,7 +265,7 @@ class NeuronTraining:
     def _state(self) -> PyTree:
         """What a killed training goes on from; its shapes do not depend on the choice, so moments are left out."""
         state = self._training.state._replace(optimizer=())
-        return state, self._velocity or neuron_probes.at_rest(self._layers)
+        return state, self._velocity or self._probe.at_rest()
 
     def _restore(self, epoch: int, saved: PyTree) -> None:
         state, velocity = saved
@@ -293,10 +296,6 @@ def _chosen(model: Model, layers: tuple[Layer, ...]) -> Model:
     depths = {name: layer.depth for layer in layers for name in (layer.kernel, layer.bias) if name}
     leaves = tuple(leaf._replace(depth=depths.get(leaf.name)) for leaf in model.partition.leaves)
     return model._replace(partition=model.partition._replace(leaves=leaves))
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _said(cost: Cost) -> str:

@@ -36,7 +36,7 @@ def rounded(trained: jax.Array, fixed: Rounding, old: jax.Array, leaf: Leaf) -> 
 def _levels(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[jax.Array, jax.Array]:
     change = new - old
     step = quantize.dynamic_step(change, fixed.grid, where=fixed.mask)
-    return quantize.levels(change, step, fixed.grid), step
+    return quantize.levels(change, step, fixed.grid).astype(jnp.int16), step  # 16 bits at most
 
 
 def integers(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[np.ndarray, float]:
@@ -51,8 +51,9 @@ def integers(old: jax.Array, new: jax.Array, fixed: Rounding) -> tuple[np.ndarra
       int32 of the kernel's shape, or (n,) in C order where a mask chooses n of them; and the step.
     """
     found, step = _levels(old, new, fixed)
-    values = arrays.to_host(found).astype(np.int32)
-    return values if fixed.mask is None else values[arrays.to_host(fixed.mask)], float(step)
+    values = arrays.to_host(found)
+    values = values if fixed.mask is None else values[arrays.to_host(fixed.mask)]
+    return values.astype(np.int32), float(step)
 
 
 def aux_block(before: ArrayLike, after: ArrayLike, bits: int) -> Block:

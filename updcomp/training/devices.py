@@ -39,7 +39,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     {'data': 1, 'model': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
-    if model < 1 or len(devices) % model:
+    if model < 1 or not devices or len(devices) % model:
         raise Error(f"model: expected a divisor of the {len(devices)} devices, found {model}")
     shape = (len(devices) // model, model)
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
@@ -167,17 +167,28 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is None:
         return replicate(tree, None)
-    devices = set(mesh.devices.flat)
+    devices = list(mesh.devices.flat)
 
     def placed(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.sharding.device_set != devices:
+        if not isinstance(leaf, jax.Array) or leaf.sharding.device_set != set(devices):
             return replicate(leaf, mesh)
         if isinstance(leaf.sharding, NamedSharding):
-            own = NamedSharding(automatic(cast(Mesh, leaf.sharding.mesh)), leaf.sharding.spec)
-            return arrays.to_devices(leaf, own)
+            own = automatic(cast(Mesh, leaf.sharding.mesh))
+            if list(own.devices.flat) != devices:  # compiled functions take one order of them
+                own = Mesh(mesh.devices.reshape(own.devices.shape), own.axis_names, axis_types=own.axis_types)
+            return arrays.to_devices(leaf, NamedSharding(own, leaf.sharding.spec))
         return leaf
 
     return jax.tree.map(placed, tree)
+
+
+def bytes_of_one(tree: PyTree) -> int:
+    """The bytes of a pytree of `jax.Array` that one device holds.
+
+    >>> bytes_of_one({"w": jnp.zeros((2, 3), jnp.float32)})
+    24
+    """
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def put_batch(tree: PyTree, sharding: NamedSharding | None) -> PyTree:

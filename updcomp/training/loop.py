@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from updcomp import trees
+from updcomp import processes, trees
 from updcomp.training import batches, devices, objectives, steps
 from updcomp.training.checkpoints import Checkpoints
 from updcomp.training.plans import Frozen, Named, Plan, part_of, unwrapped
@@ -99,6 +99,8 @@ def fit(
         training = training._replace(epoch=found[0], state=found[1])
     while training.epoch < task.epochs:
         training = run_epoch(training)
+        if saved is None and processes.is_preempted():
+            raise processes.PreemptedError(f"{plan.name}: ended after epoch {training.epoch}; nothing was saved of it")
         if saved:
             saved.save_now_and_then(training.epoch, training.state, is_last=training.epoch == task.epochs)
     return fitted(training)

@@ -144,6 +144,8 @@ def _check_batch(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         raise Error(f"batch_axes: expected a tuple of names, found {task.batch_axes!r}; give ({task.batch_axes!r},)")
     if task.batch_axes is not None and (unknown := [name for name in task.batch_axes if name not in names]):
         raise Error(f"batch_axes: expected some of the mesh's axes, {names}, found {unknown[0]!r}")
+    if task.batch_axes is not None and len(set(task.batch_axes)) < len(task.batch_axes):
+        raise Error(f"batch_axes: expected each name once, found {task.batch_axes}")
     if task.mesh and task.batch_axes is None and devices.DATA not in names:
         expected = f"expected one with an axis {devices.DATA!r}, as updcomp.training.make_mesh() makes it"
         raise Error(f"mesh: {expected}, found {names}; say Task(batch_axes=...) for axes of other names")
