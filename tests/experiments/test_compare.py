@@ -17,6 +17,7 @@ from updcomp import methods, trees
 from updcomp.edge import files
 from updcomp.protocol import rounds as protocol_rounds
 from updcomp.training import data
+from updcomp.wire import container
 from updcomp.wire.errors import Error
 
 
@@ -73,7 +74,7 @@ def test_the_accuracy_is_that_of_the_file_applied_to_the_deployed_model(finished
     deployed = files.read_model(workdir / "device" / "deployed-seed0.safetensors").model
     for row in rows:
         update = (workdir / "updates" / f"{runs.file_name(row.identity)}.upd").read_bytes()
-        model = trees.from_model(protocol_rounds.container.apply_update(update, deployed), like)
+        model = trees.from_model(container.apply_update(update, deployed), like)
         logits, _ = images.load(little()).model.apply(model, data.to_float(world.test.images), train=False)
         hits = np.mean(np.argmax(np.asarray(logits), axis=-1) == world.test.labels)
         assert row.metrics["accuracy"] == pytest.approx(hits, abs=1e-6)

@@ -126,7 +126,7 @@ def failed(arguments, capsys):
         (["--optimizer=lion"], "--optimizer: expected one of adam, sgd, found 'lion'"),
         (["--schedule=never"], "--schedule: expected one of tenth"),
         (["--seeds=0"], "--seeds: expected at least 1, found 0"),
-        (["--devices=99"], "--devices: expected at most"),
+        (["--devices=99"], "--devices: expected from 1 to"),
         (["--flagfile=/nonexistent.flags"], "/nonexistent.flags"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
