@@ -221,7 +221,8 @@ def test_members_that_share_bytes_are_refused(tmp_path):
         file.NameToInfo[info.filename] = info
     with np.load(tmp_path / "m.npz") as accepted:
         assert accepted["inner"].tolist() == [1]
-    with pytest.raises(errors.FileError, match="npz member 'inner.npy': expected it at "):
+    # Newer versions of zipfile see it first.
+    with pytest.raises(errors.FileError, match=r"npz member 'inner.npy': expected it at |Overlapped entries"):
         files.read_model(tmp_path / "m.npz")
 
 
