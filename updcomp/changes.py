@@ -4,8 +4,9 @@ Of arrays on an accelerator, bit patterns are compared there. Where few weights 
 come to the host, and the new leaf is made of the deployed one, which the fingerprint needs there anyway.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from updcomp.trees import HostModel, PyTree
 from updcomp.wire import dtypes
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.exact import Exact
+from updcomp.wire.packet import LazyBlocks
 
 _PIECE = 1 << 20  # elements that are compared at once
 _POSITION = 8  # bytes
@@ -24,7 +26,7 @@ _POSITION = 8  # bytes
 _Maker = Callable[[dtypes.Model], Block]
 
 
-class Changes(Mapping[str, Block]):
+class Changes(LazyBlocks):
     """Exact blocks of the leaves that changed, each made when it is asked for, and not kept."""
 
     def __init__(self, makers: Mapping[str, _Maker], base: dtypes.Model) -> None:
@@ -34,23 +36,12 @@ class Changes(Mapping[str, Block]):
           makers: leaf name -> function of the deployed model that makes the leaf's block.
           base: the deployed model.
         """
-        self._makers, self._base = makers, base
+        super().__init__({name: functools.partial(make, base) for name, make in makers.items()})
+        self._of_base = makers
 
     def on(self, base: dtypes.Model) -> "Changes":
         """The same blocks, made of another copy of the deployed model."""
-        return Changes(self._makers, base)
-
-    def __getitem__(self, name: str) -> Block:
-        return self._makers[name](self._base)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
-        return name in self._makers
-
-    def __len__(self) -> int:
-        return len(self._makers)
+        return Changes(self._of_base, base)
 
 
 class _Pair(NamedTuple):

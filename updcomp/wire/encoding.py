@@ -70,14 +70,14 @@ class Blocks:
         self._after.add(name, new)
         written = head.kind.write(block, old, self._writer)
         if isinstance(written, Later):
-            self._later(head, block, written)
+            self._later(name, head, block, written)
             return
         if not written:
             raw.KIND.write(raw.Raw(*block), old, self._writer)
             head = _as_raw(head)
         self._heads.append(head)
 
-    def _later(self, head: Head, block: Block, written: Later) -> None:
+    def _later(self, name: str, head: Head, block: Block, written: Later) -> None:
         """Keeps a place for what is written in threads."""
         place, index = self._writer.reserve(), len(self._heads)
         self._heads.append(head)
@@ -88,7 +88,7 @@ class Blocks:
                 self._heads[index] = _as_raw(head)
             self._writer.fill(place, dtypes.hold(block[0]).tobytes() if data is None else data)
 
-        size = 2 * self._specs[list(self._indices)[head.leaf]].nbytes
+        size = 2 * self._specs[name].nbytes
         for _ in self._ahead.done(size):
             pass
         self._ahead.add(size, work)
