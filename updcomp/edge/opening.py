@@ -99,16 +99,10 @@ def _opened_shards(path: Path, stack: contextlib.ExitStack) -> ModelFile:
     return ModelFile(_OpenShards(parts, layout), shards.common(layout.metadata.values()))
 
 
-class _OpenShards(Mapping[str, dtypes.Array]):
-    """The leaves of all shards, in sorted order of their names."""
+class _Leaves(Mapping[str, dtypes.Array]):
+    """Leaves that are read when they are asked for; their specs are known."""
 
-    def __init__(self, parts: Mapping[str, "_OpenModel"], layout: shards.Layout) -> None:
-        self.layout, self._parts = layout, parts
-        found = {name: spec for part in parts.values() for name, spec in part.specs.items()}
-        self.specs = {name: found[name] for name in sorted(found)}
-
-    def __getitem__(self, name: str) -> dtypes.Array:
-        return self._parts[self.layout.homes[name]][name]
+    specs: dict[str, dtypes.Spec]  # in sorted order of their names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -120,7 +114,19 @@ class _OpenShards(Mapping[str, dtypes.Array]):
         return len(self.specs)
 
 
-class _OpenModel(Mapping[str, dtypes.Array]):
+class _OpenShards(_Leaves):
+    """The leaves of all shards, in sorted order of their names."""
+
+    def __init__(self, parts: Mapping[str, "_OpenModel"], layout: shards.Layout) -> None:
+        self.layout, self._parts = layout, parts
+        found = {name: spec for part in parts.values() for name, spec in part.specs.items()}
+        self.specs = {name: found[name] for name in sorted(found)}
+
+    def __getitem__(self, name: str) -> dtypes.Array:
+        return self._parts[self.layout.homes[name]][name]
+
+
+class _OpenModel(_Leaves):
     """The leaves of an open file, in sorted order of their names."""
 
     def __init__(self, path: AnyPath, file: BinaryIO, contents: formats.Contents) -> None:
@@ -141,15 +147,6 @@ class _OpenModel(Mapping[str, dtypes.Array]):
             if self._stamped() != self._stamp:
                 raise errors.FileError("the file changed while it was read; read it again")
         return leaf
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __contains__(self, name: object) -> bool:  # a Mapping's own would get the value
-        return name in self.specs
-
-    def __len__(self) -> int:
-        return len(self.specs)
 
     def _stamped(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())

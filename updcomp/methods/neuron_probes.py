@@ -91,10 +91,8 @@ class Probe:
     def forward(self) -> Forward:
         """What the forward pass of a batch takes."""
         task = self._task
-        rows, sharding = task.batch_size, devices.batch_sharding(self._mesh, task.batch_axes)
-        if isinstance(task.train, Stream):  # each process gives its own rows
-            here, parts = devices.parts_of(sharding)
-            rows = batches.rows(task.train.example) * parts // len(here)
+        sharding = devices.batch_sharding(self._mesh, task.batch_axes)
+        rows = batches.rows_per_step(task.train, task.batch_size, sharding)
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding),
             batches.example(task.train, rows),

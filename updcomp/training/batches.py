@@ -144,6 +144,23 @@ def example(train: PyTree | Stream, batch_size: int) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), _dtype(leaf)), train)
 
 
+def rows_per_step(train: PyTree | Stream, batch_size: int, sharding: NamedSharding | None) -> int:
+    """The rows of a whole batch; of a stream's, each process gives its own parts.
+
+    Args:
+      train: arrays or a `Stream`.
+      batch_size: rows of a batch of arrays.
+      sharding: of each batch.
+
+    Returns:
+      Those of all processes together.
+    """
+    if not isinstance(train, Stream):
+        return batch_size
+    here, parts = devices.parts_of(sharding)
+    return rows(train.example) * parts // len(here)
+
+
 def place(train: PyTree | Stream, mesh: jax.sharding.Mesh | None) -> PyTree | Stream:
     """Training data that are on devices, on those of the mesh; what the host holds, and a stream, as they are."""
     if isinstance(train, Stream) or any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(train)):

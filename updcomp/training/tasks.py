@@ -150,10 +150,8 @@ def _check_batch(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         expected = f"expected one with an axis {devices.DATA!r}, as updcomp.training.make_mesh() makes it"
         raise Error(f"mesh: {expected}, found {names}; say Task(batch_axes=...) for axes of other names")
     sharding = devices.batch_sharding(mesh, task.batch_axes)
-    here, parts = devices.parts_of(sharding)
-    size = task.batch_size
-    if isinstance(task.train, Stream):  # each process gives its own rows
-        size = batches.rows(task.train.example) * parts // len(here)
+    parts = devices.parts_of(sharding)[1]
+    size = batches.rows_per_step(task.train, task.batch_size, sharding)
     if size % parts:
         raise Error(
             f"batch_size: expected a multiple of {parts} (the parts that the mesh splits it into), found {size}"
