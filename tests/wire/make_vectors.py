@@ -1,6 +1,6 @@
-"""Writes the test vectors of format version 3 beside this file, `python -m tests.wire.make_vectors`.
+"""Writes the test vectors of format version 4 beside this file, `python -m tests.wire.make_vectors`.
 
-Those of versions 1 and 2 stay as they are: what was written once must be read for ever.
+Those of versions 1 to 3 stay as they are: what was written once must be read for ever.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def main() -> None:
             update = container.encode(packet, base, metadata=metadata)
             found = {"inspect": inspection.inspect(update), "update": update.hex(), "new": _new_leaves(packet, base)}
             told["updates"][f"{name}/{kind}"] = found
-    (FOLDER / "version3.json").write_text(json.dumps(told, indent=1) + "\n")
+    (FOLDER / "version4.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _new_leaves(packet: Packet, base: dict[str, np.ndarray]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Exact blocks of version 3: any change of any bits returns, in pieces or not, by any number of threads."""
+"""Exact blocks from version 3 on: any change of any bits returns, in pieces or not, by any number of threads."""
 
 import collections
 import itertools

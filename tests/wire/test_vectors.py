@@ -30,6 +30,7 @@ BASE = files.read_model(FOLDER / "base.safetensors").model
 VIEWED = json.loads((FOLDER / "views.json").read_text())
 VERSION_2 = json.loads((FOLDER / "version2.json").read_text())
 VERSION_3 = json.loads((FOLDER / "version3.json").read_text())
+VERSION_4 = json.loads((FOLDER / "version4.json").read_text())
 BASES = {"model": samples.model, "viewed": samples.viewed_model, "exact": samples.exact_model}
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 
@@ -115,11 +116,25 @@ def test_every_vector_of_version_2_gives_the_expected_bits_and_texts(kind):
     assert expected == {name: twins[name].data.hex() for name in expected}
 
 
+def test_the_vectors_of_version_3_stay_byte_for_byte_as_they_are():
+    digest = hashlib.sha256((FOLDER / "version3.json").read_bytes()).hexdigest()
+    assert digest == "09baf523d3dbb6f35fd972951aa9a62d8c49774e6ac8d9ebcb3590535f931af0"
+
+
 @pytest.mark.parametrize("name", VERSION_3["updates"])
 def test_every_vector_of_version_3_gives_the_expected_bits_and_texts(name):
-    told = VERSION_3["updates"][name]
+    check_vector(3, VERSION_3, name)
+
+
+@pytest.mark.parametrize("name", VERSION_4["updates"])
+def test_every_vector_of_version_4_gives_the_expected_bits_and_texts(name):
+    check_vector(4, VERSION_4, name)
+
+
+def check_vector(version, vectors, name):
+    told = vectors["updates"][name]
     base, update = BASES[name.split("/")[0]](), bytes.fromhex(told["update"])
-    assert header.parse(update).version.number == 3
+    assert header.parse(update).version.number == version
     assert json.loads(json.dumps(inspection.inspect(update))) == told["inspect"]
     found = container.apply_update(update, base)
     twins = twin.apply(update, {name: plain(leaf) for name, leaf in base.items()})
@@ -127,12 +142,12 @@ def test_every_vector_of_version_3_gives_the_expected_bits_and_texts(name):
         for data in (dtypes.flat_bits(found[leaf]).tobytes(), twins[leaf].data):
             assert expected in (data.hex(), hashlib.sha256(data).hexdigest())
     if name.startswith("model/"):
-        old, new = VERSION_3["metadata"]
+        old, new = vectors["metadata"]
         assert container.new_metadata(update, old) == twin.metadata(update, old) == new
 
 
-def test_the_vectors_of_version_3_are_of_every_kind_and_have_pieces():
-    found = [told["inspect"] for told in VERSION_3["updates"].values()]
+def test_the_vectors_of_the_newest_version_are_of_every_kind_and_have_pieces():
+    found = [told["inspect"] for told in VERSION_4["updates"].values()]
     kinds = {block["kind"] for told in found for block in told["blocks"]}
     assert kinds == {kind.name for kind in versions.NEWEST.kinds.values()}
     sizes = [block["size"] for told in found for block in told["blocks"] if block["kind"] == "changes"]

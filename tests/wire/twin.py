@@ -295,7 +295,7 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
             bits=[int.from_bytes(data[i : i + leaf.width], "little") for i in range(0, len(data), leaf.width)]
         )
     if kind == 1:
-        return exact(leaf, sections) if version == 3 else differences(leaf, sections)
+        return exact(leaf, sections) if version >= 3 else differences(leaf, sections)
     if kind == 10:
         return few(leaf, number, sections)
     if kind == 2:
@@ -320,10 +320,10 @@ def apply(update, model):
     """The new model: name -> Leaf."""
     magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
     assert magic == b"updc"
-    assert flags <= {1: 0, 2: 3, 3: 31}[version]
+    assert flags <= {1: 0, 2: 3, 3: 31, 4: 31}[version]
     assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
     assert base == fingerprint(model)
-    short = version == 3
+    short = version >= 3
     seed, at = varint(update, 38) if not short or flags & 4 else (0, 38)
     count, at = varint(update, at)
     heads, index = [], -1

@@ -1,4 +1,4 @@
-"""Exact blocks of version 3 as FORMAT.md has them, in Python integers: the second reader's part."""
+"""Exact blocks from version 3 on as FORMAT.md has them, in Python integers: the second reader's part."""
 
 import itertools
 import math
