@@ -71,7 +71,7 @@ def run(
     with runs.progress_bar(config.seeds * len(chosen.cells), "update") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
-            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
             _compare(run, chosen.cells, progress)
     rows = results.rows
     shown = command(experiment, _of_rows(config, results, rows, chosen, defaults), workdir)

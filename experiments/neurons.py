@@ -181,9 +181,8 @@ def run(config: Config, workdir: Path) -> list[Row]:
     with runs.progress_bar(total, "update") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
-            _compare(
-                Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed), wanted, progress
-            )
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
+            _compare(run, wanted, progress)
     rows = results.rows
     shown = command("neurons", _of_rows(config, rows), workdir)
     runs.publish(workdir, lambda: neurons_report.write(workdir, rows, command=shown, title=world.title))

@@ -136,7 +136,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
     with runs.progress_bar(total, "round") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
-            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
             locks = {name: _file(run, name).with_suffix(".lock") for name in config.methods}
             for name in runs.shared(config.methods, locks.__getitem__):
                 for number in _rounds(run, config, name):
@@ -195,7 +195,7 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
     task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
     method = variant.method(config, lambda key: init, run.world.init)
     folder = run.results.workdir / "updates" / path.stem
-    results = protocol.run_rounds(key, method, first, task, stages, folder=folder, done=len(rows))
+    results = protocol.run_rounds(key, method, first, task, stages, folder=folder, done=len(rows), compact=run.compact)
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
     for number, result in enumerate(results, len(rows)):
         row = run.record(

@@ -43,6 +43,7 @@ class Run(NamedTuple):
     results: Results
     world: World
     seed: int
+    compact: bool = False  # whether update files have short fingerprints
 
     def scores(self, variables: PyTree) -> Scores:
         """How well a model does on the host's test data and on the validation data."""
@@ -88,6 +89,7 @@ class Run(NamedTuple):
                 self.world.task._replace(checkpoints=trainings),
                 update=workdir / "updates" / f"{name}.upd",
                 new=new,
+                compact=self.compact,
             )
             samples = samples_of(self.world.task)
             self.record(identity, done, before, reference=reference, samples=samples, extra=extra())

@@ -280,3 +280,25 @@ def test_the_index_says_what_it_said(tmp_path):
     run("diff", old, write(tmp_path / "new", NEW), "-o", tmp_path / "upd")
     run("apply", old, tmp_path / "upd", "-o", tmp_path / "out")
     assert json.loads((tmp_path / "out" / INDEX).read_text()) == said | {"weight_map": HOMES}
+
+
+def test_leaves_come_and_go_and_the_index_follows(tmp_path, capsys):
+    old, new, update = write(tmp_path / "old", said={"other": 1}), tmp_path / "new.safetensors", tmp_path / "update"
+    wanted = {"a": NEW["a"], "b": OLD["b"].reshape(1, -1), "more": np.arange(3.0)}
+    files.write_model(new, wanted)
+    assert "allow_new" in refused(capsys, "diff", old, new, "-o", update)
+    run("diff", old, new, "-o", update, "--allow-new", "--compact")
+    said = capsys.readouterr().out
+    assert "adds 'b', 'more'" in said
+    assert "removes 'c'" in said
+    run("apply", old, update, "-o", tmp_path / "out")
+    assert held(tmp_path / "out") == fingerprint.of(wanted)
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    assert index["weight_map"].keys() == wanted.keys()
+    assert index["other"] == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {INDEX, *index["weight_map"].values()}
+    run("apply", old, update, "-o", tmp_path / "out.safetensors", main=device.main)
+    assert held(tmp_path / "out.safetensors") == fingerprint.of(wanted)
+    checkpoints.save_model(tmp_path / "orbax", OLD)
+    run("apply", tmp_path / "orbax", update, "-o", tmp_path / "other")
+    assert fingerprint.of(checkpoints.load_model(tmp_path / "other")) == fingerprint.of(wanted)

@@ -16,6 +16,7 @@ from updcomp.edge.reading import is_standard
 from updcomp.wire import container, dtypes, recent, squashing
 from updcomp.wire.errors import BudgetError, Error, FileError
 from updcomp.wire.packet import Packet
+from updcomp.wire.structure import Structure
 
 _Metadata = tuple[dict[str, str], dict[str, str]] | None
 _FORMATS = ".safetensors or .npz, a folder of .safetensors shards, or an Orbax folder"
@@ -50,7 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
     size.add_argument("--max-bytes", metavar="SIZE", type=command_line.byte_count, help=most)
     common = "leave out leaves that one of the models lacks: the device keeps its own, and gets no others"
-    diff.add_argument("--common-only", action="store_true", help=common)
+    leaves = diff.add_mutually_exclusive_group()
+    leaves.add_argument("--common-only", action="store_true", help=common)
+    allow = (
+        "the device gets leaves that only NEW has, or has in another shape or dtype, and gives up those of OLD alone"
+    )
+    leaves.add_argument("--allow-new", action="store_true", help=allow)
+    _add_compact(diff)
     command_line.add_budget(diff)
     diff.set_defaults(run=_diff)
 
@@ -60,12 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     squash.add_argument("old", metavar="OLD", type=Path, help="model that the first update starts from")
     squash.add_argument("-o", "--output", metavar="UPDATE", required=True, help="update file; - for standard output")
+    _add_compact(squash)
     command_line.add_budget(squash)
     squash.set_defaults(run=_squash)
 
     model_commands.add_apply(commands, _FORMATS).set_defaults(run=_apply)
     model_commands.add_inspect(commands)
     return parser
+
+
+def _add_compact(command: argparse.ArgumentParser) -> None:
+    text = "fingerprints of 8 bytes each in place of 16 and a checksum: 20 bytes less"
+    command.add_argument("--compact", action="store_true", help=text)
 
 
 def _diff(options: argparse.Namespace) -> None:
@@ -80,9 +93,10 @@ def _diff(options: argparse.Namespace) -> None:
         # A bound on the bytes is met in a number of readings that is not known before.
         total = _size(old.model) + whole if options.max_bytes is None else None
         with progress.shown("diff", total):
-            packet = _packet(base, new.model, metadata, options)
-            update = container.encode(packet, base, metadata=metadata, budget=options.budget)
-        left = _left_out(old.model, new.model)
+            start, changed = differences.start(base, new.model, allow_new=options.allow_new)
+            packet = _packet(start, new.model, metadata, options)._replace(structure=changed)
+            update = container.encode(packet, base, metadata=metadata, budget=options.budget, compact=options.compact)
+        left = _left_out(old.model, new.model) if changed is None else _changed(changed)
     files.write_bytes(options.output, update)
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
     size = f"{len(update):,} bytes in place of {whole:,} ({whole / len(update):,.1f} times smaller)"
@@ -96,7 +110,9 @@ def _squash(options: argparse.Namespace) -> None:
         updates = [files.read_update(path, dtypes.specs(old.model)) for path in options.updates]
         metadata = old.metadata if files.keeps_metadata(options.old) else None
         with progress.shown("squash"):
-            update = squashing.squash(updates, old.model, metadata=metadata, budget=options.budget)
+            update = squashing.squash(
+                updates, old.model, metadata=metadata, budget=options.budget, compact=options.compact
+            )
     files.write_bytes(options.output, update)
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
     before = " + ".join(f"{len(one):,}" for one in updates)
@@ -135,6 +151,12 @@ def _left_out(old: dtypes.Model, new: dtypes.Model) -> list[str]:
     return [f"{verb}: {differences.listed(leaves)}" for verb, leaves in told if leaves]
 
 
+def _changed(structure: Structure) -> list[str]:
+    """What `--allow-new` adds and removes."""
+    told = [("adds", list(structure.added)), ("removes", list(structure.removed))]
+    return [f"{verb} {differences.listed(leaves)}" for verb, leaves in told if leaves]
+
+
 def _told(metadata: _Metadata) -> str:
     """What an update does to the metadata of a model file."""
     if metadata is None:
@@ -163,8 +185,10 @@ def _apply(options: argparse.Namespace) -> None:
     if Path(options.output).suffix in files.SUFFIXES:
         files.write_model(options.output, new, metadata)
     else:
+        changed = container.structure_of(update)
+        made = trees.from_model(new, tree) if changed is None else trees.rebuilt(tree, new.items(), changed)
         with command_line.undisturbed():  # Orbax leaves what it had begun
-            checkpoints.save_model(options.output, trees.from_model(new, tree))
+            checkpoints.save_model(options.output, made)
     if not (is_whole and (not metadata or files.keeps_metadata(options.output))):
         model_commands.note_lost_metadata()
 

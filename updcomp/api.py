@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from updcomp import arrays, changes, differences
-from updcomp.trees import HostModel, PyTree, subtrees_at, with_leaves
+from updcomp.trees import HostModel, PyTree, rebuilt, subtrees_at, with_leaves
 from updcomp.wire import container, dtypes, inspection, recent, squashing, versions
 from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.packet import Packet
@@ -18,6 +18,7 @@ def diff(
     max_bytes: int | None = None,
     budget: float = 1.0,
     common_only: bool = False,
+    allow_new: bool = False,
 ) -> Packet:
     """The update between two models that exist: exact by default, or lossy.
 
@@ -34,6 +35,8 @@ def diff(
       max_bytes: the step is found by bisection so that the encoded update is at most this long. Excludes `step`.
       budget: with `max_bytes`, how much applying may take, as in `encode`.
       common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
+      allow_new: whether the device gets leaves that only the new one has, or has in another shape or dtype, and gives
+        up those that only the old one has.
 
     Returns:
       A packet for `encode(packet, old)`; both models must stay as they are until then.
@@ -49,16 +52,19 @@ def diff(
     >>> apply(encode(packet, old), old)["w"].tolist()
     [0.0, 0.25, 0.0]
     """
-    before, after = HostModel(old), HostModel(new)
+    after: dtypes.Model = HostModel(new)
+    before, changed = differences.start(HostModel(old), after, allow_new=allow_new)
     both = differences.names(before, after, common_only=common_only)
     if step is None and max_bytes is None:
-        return Packet(changes.find(old, new, both))
+        added = () if changed is None else changed.added
+        return Packet(changes.find(old, new, both, added=added), structure=changed)
     is_split = arrays.spans_devices((old, new))
     # What one device has is brought to the host once.
     held_before, held_after = (model if is_split else dict(model) for model in (before, after))
     packet = differences.between(
         held_before, held_after, step=step, max_bytes=max_bytes, budget=budget, common_only=common_only
     )
+    packet = packet._replace(structure=changed)
     return packet if is_split else packet._replace(blocks=dict(packet.blocks))
 
 
@@ -94,7 +100,7 @@ def pack(blocks: PyTree, deployed: PyTree, *, seed: int = 0) -> Packet:
     return Packet({name: block for name, block in found.items() if block is not None}, seed)
 
 
-def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
+def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0, compact: bool = False) -> bytes:
     """The bytes of an update: what travels, with everything it needs counted in.
 
     Args:
@@ -102,6 +108,8 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
       deployed: the model that it starts from.
       budget: how much work and memory applying it may take, in proportion to the model: 1 is what devices allow by
         default, some 2 s of one core for each 100 MB; `updcomp.wire.costs` has the numbers.
+      compact: whether the two fingerprints are of 8 bytes each in place of 16, and stand for the checksum too, which
+        saves 20 bytes. That one of N wrong models is taken for the right one then has a chance of N / 2^64.
 
     Returns:
       An update file's content.
@@ -120,7 +128,7 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0) -> bytes:
     if isinstance(packet.blocks, changes.Changes):  # which are made of the very leaf that is hashed
         base = recent.Recent(base)
         packet = packet._replace(blocks=packet.blocks.on(base))
-    return container.encode(packet, base, budget=budget, ahead=not arrays.spans_devices(deployed))
+    return container.encode(packet, base, budget=budget, ahead=not arrays.spans_devices(deployed), compact=compact)
 
 
 def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
@@ -133,18 +141,21 @@ def apply(update: bytes, deployed: PyTree, *, budget: float = 1.0) -> PyTree:
 
     Returns:
       A tree with the structure, dtypes, shapes, array types and shardings of `deployed`; leaves that the update keeps
-      are the same arrays.
+      are the same arrays. Where leaves come or go, nested dicts, the new leaves NumPy arrays, or JAX arrays on the
+      default device if the tree has some.
 
     Raises:
+      LeafError: leaves come or go, and the tree has other nodes than dicts.
       WrongBaseError: `deployed` is not the model that the update starts from.
       CorruptUpdateError: the bytes are damaged.
       CostError: the update takes more than the budget.
       Error: the first argument is not bytes.
     """
     _check_bytes(update, "updcomp.apply(updcomp.encode(packet, deployed), deployed)")
-    is_split = arrays.spans_devices(deployed)
-    leaves = container.changed_leaves(update, HostModel(deployed), budget=budget, ahead=not is_split)
-    return with_leaves(deployed, leaves)
+    is_split, model = arrays.spans_devices(deployed), HostModel(deployed)
+    leaves = container.changed_leaves(update, model, budget=budget, ahead=not is_split)
+    changed = container.structure_of(update)
+    return with_leaves(deployed, leaves) if changed is None else rebuilt(deployed, leaves, changed)
 
 
 def squash(
@@ -153,6 +164,7 @@ def squash(
     *,
     metadata: Mapping[str, str] | None = None,
     budget: float = 1.0,
+    compact: bool = False,
 ) -> bytes:
     """Several updates in a row as one: it makes the very model that they make, bit for bit.
 
@@ -164,6 +176,7 @@ def squash(
       deployed: the model that the first starts from.
       metadata: of its model file, where an update was made between files that have some.
       budget: how much work and memory applying one update may take, as in `encode`.
+      compact: as in `encode`.
 
     Returns:
       An update file's content; that it makes what the last one promises has been checked.
@@ -182,7 +195,7 @@ def squash(
     """
     for update in updates:
         _check_bytes(update, "updcomp.squash([first, second], deployed)")
-    return squashing.squash(updates, HostModel(deployed), metadata=metadata, budget=budget)
+    return squashing.squash(updates, HostModel(deployed), metadata=metadata, budget=budget, compact=compact)
 
 
 def inspect(update: bytes, deployed: PyTree | None = None) -> dict[str, Any]:

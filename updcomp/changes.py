@@ -6,7 +6,7 @@ come to the host, and the new leaf is made of the deployed one, which the finger
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,13 +52,14 @@ class _Pair(NamedTuple):
     place: tuple[slice, ...]  # of the part in the leaf
 
 
-def find(old: PyTree, new: PyTree, names: list[str]) -> Changes:
+def find(old: PyTree, new: PyTree, names: list[str], *, added: Collection[str] = ()) -> Changes:
     """The exact changes between two pytrees.
 
     Args:
       old: the deployed one.
       new: the one that it should become.
-      names: of the leaves to compare; both trees have them, of the same shapes and dtypes.
+      names: of the leaves to compare; both trees have them, of the same shapes and dtypes, but for those added.
+      added: those of them that the old tree lacks, or has in another shape or dtype.
 
     Returns:
       Blocks of leaves that changed; of leaves that are not compared, since they are on several hosts or only one is on
@@ -70,11 +71,12 @@ def find(old: PyTree, new: PyTree, names: list[str]) -> Changes:
     """
     olds, news = trees.named_leaves(old), trees.named_leaves(new)
     before, after = HostModel(old), HostModel(new)
-    pairs = {name: _pairs(olds[name], news[name]) for name in names if olds[name] is not news[name]}
+    shared = [name for name in names if name not in added and olds[name] is not news[name]]
+    pairs = {name: _pairs(olds[name], news[name]) for name in shared}
     # All devices are asked before the first is waited for.
     asked = {name: [_count(pair.old, pair.new) for pair in found] for name, found in pairs.items() if found is not None}
     counts: dict[str, list[int]] = {name: [int(n) for n in found] for name, found in jax.device_get(asked).items()}
-    makers: dict[str, _Maker] = {}
+    makers = {name: _whole(name, after) for name in names if name in added}
     for name, found in pairs.items():
         if found is None:
             if _may_differ(olds[name], news[name], name, before, after):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from updcomp.wire import container, dtypes
+from updcomp.wire import container, dtypes, structure
 from updcomp.wire.errors import BudgetError, CostError, Error, LeafError
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
@@ -19,6 +19,23 @@ _LOSSY = ("float16", "bfloat16", "float32", "float64")
 _SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
 _BISECTIONS = 20
 _MOST_TOLD = 20  # names of leaves in a message
+
+
+def start(
+    before: dtypes.Model, after: dtypes.Model, *, allow_new: bool
+) -> tuple[dtypes.Model, structure.Structure | None]:
+    """What an update is relative to, and how the leaves of both models differ: by nothing that is not allowed.
+
+    Args:
+      before: the model that the device holds.
+      after: the one that it should hold.
+      allow_new: whether leaves may come and go.
+
+    Returns:
+      The first model, as `structure.start` gives it where leaves come or go, and how they do.
+    """
+    changed = structure.between(dtypes.specs(before), dtypes.specs(after)) if allow_new else None
+    return structure.start(before, changed), changed
 
 
 def names(before: dtypes.Model, after: dtypes.Model, *, common_only: bool = False) -> list[str]:
@@ -50,11 +67,12 @@ def names(before: dtypes.Model, after: dtypes.Model, *, common_only: bool = Fals
         told += [f"{listed(leaves)} in the {where} one only" for where, leaves in alone.items() if leaves]
     if not told:
         return both
-    wanted = "expected the same in both models, as no update adds, removes or resizes one"
+    wanted = "expected the same in both models"
+    is_resized = len(told) > sum(map(bool, alone.values()))
     advice = (
-        ""
-        if common_only or len(told) > sum(map(bool, alone.values()))
-        else "; common_only=True (--common-only) leaves these out"
+        "; allow_new=True (--allow-new) sends them whole"
+        if common_only or is_resized
+        else "; common_only=True (--common-only) leaves these out, allow_new=True (--allow-new) sends them"
     )
     raise LeafError(f"leaves: {wanted}, found {'; '.join(told)}{advice}")
 

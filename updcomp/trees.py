@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from updcomp import arrays
 from updcomp.wire import dtypes
 from updcomp.wire.errors import LeafError
+from updcomp.wire.structure import Structure
 
 PyTree = Any
 
@@ -225,6 +227,54 @@ def with_leaves(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]]) -> PyTre
     """
     likes = named_leaves(tree)
     return replace(tree, {name: _restore_leaf(name, leaf, likes[name]) for name, leaf in leaves})
+
+
+def rebuilt(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]], changed: Structure) -> PyTree:
+    """Nested dicts with the leaves of a device's model, of which some come and some go.
+
+    Args:
+      tree: nested dicts with texts as keys.
+      leaves: (name, array) of the leaves to replace and of those that come.
+      changed: which ones come and go.
+
+    Returns:
+      A tree of dicts, sorted; what is replaced is as in `with_leaves`, what comes NumPy or, if the tree has some, JAX
+      arrays.
+
+    Raises:
+      LeafError: the tree has other nodes than dicts.
+
+    >>> tree, spec = {"a": {"b": np.zeros(1), "c": np.zeros(1)}}, dtypes.spec_of(np.ones(1))
+    >>> rebuilt(tree, [("a/d", np.ones(1))], Structure({"a/d": spec}, ("a/c",)))
+    {'a': {'b': array([0.]), 'd': array([1.])}}
+    """
+    if not _is_dicts(tree):
+        raise LeafError(f"leaves {sorted(changed.added)}: expected a tree of dicts to add them to, found another")
+    likes = named_leaves(tree)
+    on_devices = any(isinstance(leaf, jax.Array) for leaf in likes.values())
+    found = {name: leaf for name, leaf in likes.items() if name not in changed.removed}
+    for name, leaf in leaves:
+        if name not in changed.added:
+            found[name] = _restore_leaf(name, leaf, likes[name])
+        else:
+            plain = leaf.view(jnp.dtype(leaf.dtype.names[0])) if leaf.dtype.names else leaf
+            found[name] = jnp.asarray(plain) if on_devices else plain
+    made: dict[str, Any] = {}
+    for name, leaf in sorted(found.items()):
+        *path, last = name.split("/")
+        node = made
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise LeafError(f"leaf {name!r}: expected a place in a dict, found a leaf at {part!r}")
+        node[last] = leaf
+    return made
+
+
+def _is_dicts(tree: PyTree) -> bool:
+    """Whether the paths of a tree say where its leaves are."""
+    nodes = isinstance(tree, dict) and all(isinstance(key, str) and "/" not in key for key in tree)
+    return nodes and all(_is_array(part) or _is_dicts(part) for part in tree.values())
 
 
 def _spec_of(leaf: Any) -> dtypes.Spec:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.edge import store_kit as kit
 from updcomp.edge import files, state, store
-from updcomp.wire import container, errors, inspection, packet
+from updcomp.wire import container, dtypes, errors, fingerprint, inspection, packet, structure
 from updcomp.wire.kinds.raw import Raw
 
 
@@ -278,3 +278,24 @@ def test_large_models_are_not_held_in_memory(folder):
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_compact_update_is_installed_and_is_the_same_as_a_long_one(folder):
+    opened, old, new = kit.make(folder), kit.model(0), kit.model(1)
+    sent = packet.Packet({name: Raw(leaf) for name, leaf in new.items()})
+    assert opened.install(container.encode(sent, old, compact=True)) == 2
+    assert opened.status()["versions"][-1]["fingerprint"] == fingerprint.of(new).hex()
+    assert opened.install(container.encode(sent, old)) == 2
+    assert opened.install(container.encode(packet.Packet({"weights": Raw(old["weights"])}), new, compact=True)) == 3
+    opened.rollback()
+    with pytest.raises(state.RepeatError, match="rolled back"):
+        opened.install(container.encode(packet.Packet({"weights": Raw(old["weights"])}), new))
+
+
+def test_leaves_come_and_go_with_an_update(folder):
+    opened, old = kit.make(folder), kit.model(0)
+    new = {"more": np.arange(5.0), "weights": old["weights"][:10]}
+    changed = structure.between(dtypes.specs(old), dtypes.specs(new))
+    sent = packet.Packet({name: Raw(leaf) for name, leaf in new.items()}, structure=changed)
+    assert opened.install(container.encode(sent, old)) == 2
+    assert fingerprint.of(opened.current()) == fingerprint.of(new)

@@ -26,8 +26,8 @@ def deliver_here():
     """`protocol.deliver` without the device's process, whose start takes longer than a tiny training."""
     deliver = rounds.deliver
 
-    def delivered(packet, base, update, new, *, device=None):
-        return deliver(packet, base, update, new, device=apply_here)
+    def delivered(packet, base, update, new, *, device=None, compact=False):
+        return deliver(packet, base, update, new, device=apply_here, compact=compact)
 
     return delivered
 

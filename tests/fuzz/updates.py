@@ -15,12 +15,23 @@ import numpy as np
 from tests.fuzz import mutation, recoding, target
 from tests.fuzz import texts as texts_
 from tests.wire import samples
-from updcomp.wire import container, errors, fingerprint, header, inspection, metadata, packet, versions, workers
+from updcomp.wire import (
+    container,
+    dtypes,
+    errors,
+    fingerprint,
+    header,
+    inspection,
+    metadata,
+    structure,
+    versions,
+    workers,
+)
 from updcomp.wire import kind as kind_
 
 METADATA = {"labels": "cat,dog", "format": "pt"}  # of the file that holds the base
 _LATER = {"labels": "cat,dog,emu", "license": "none"}
-_VERSION, _BASE, _RESULT = slice(4, 5), slice(6, 22), slice(22, 38)  # where the header holds them
+_VERSION, _FLAGS = slice(4, 5), slice(5, 6)  # where the header holds them
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -30,9 +41,20 @@ def _bases() -> dict[bytes, dict[str, np.ndarray]]:
     return {fingerprint.of(base): base for base, _ in samples.suites()}
 
 
+def _is_compact(update: bytes) -> bool:
+    return bool(update[_VERSION] >= b"\4" and update[_FLAGS] and update[_FLAGS][0] & versions.COMPACT)
+
+
+def _prints(update: bytes) -> tuple[slice, slice]:
+    """Where the fingerprints of the base and of the result are."""
+    size = fingerprint.SHORT_SIZE if _is_compact(update) else fingerprint.SIZE
+    return slice(6, 6 + size), slice(6 + size, 6 + 2 * size)
+
+
 def _base_of(update: bytes) -> dict[str, np.ndarray]:
     """The model that an update says, or the first one."""
-    return _bases().get(bytes(update[_BASE]), next(iter(_bases().values())))
+    said = bytes(update[_prints(update)[0]])
+    return next((base for found, base in _bases().items() if said and found.startswith(said)), samples.model())
 
 
 def parse_header(data: bytes) -> str:
@@ -54,9 +76,7 @@ def apply(data: bytes) -> str:
         metadata = container.new_metadata(data, METADATA)
     except errors.Error as error:
         return target.refused(error)
-    assert {name: (leaf.shape, leaf.dtype) for name, leaf in new.items()} == {
-        name: (leaf.shape, leaf.dtype) for name, leaf in base.items()
-    }, "another shape or dtype than the base's"
+    assert dtypes.specs(new) == container.new_specs(data, base), "another shape or dtype than the update says"
     assert all(isinstance(text, str) for one in metadata.items() for text in one), "metadata that are no texts"
     inspection.inspect(data, base)
     return "accepted"
@@ -72,26 +92,33 @@ def content(update: bytes) -> Hashable:
         for name, block in found.blocks.items()
     ]
     metadata = container.new_metadata(update, METADATA)
-    return (update[_BASE], found.seed, tuple(sorted(metadata.items())), *blocks)
+    return (
+        update[_prints(update)[0]],
+        found.seed,
+        found.structure and structure.pack(found.structure),
+        tuple(sorted(metadata.items())),
+        *blocks,
+    )
 
 
 def with_checksum(data: bytes) -> bytes:
     """The CRC made anew, so that a change is not caught by it."""
-    return data[:-4] + _CHECKSUM.pack(binascii.crc32(data[:-4]))
+    return data if _is_compact(data) else data[:-4] + _CHECKSUM.pack(binascii.crc32(data[:-4]))
 
 
 def with_prints(data: bytes) -> bytes:
     """Fingerprints, digest and CRC made anew: what is accepted but for them is accepted."""
-    if len(data) < _RESULT.stop + 4:
+    first, second = _prints(data)
+    if len(data) < second.stop + 4:
         return data
-    base = _base_of(data)
-    data = with_checksum(data[: _BASE.start] + fingerprint.of(base) + data[_BASE.stop :])
+    base, size = _base_of(data), first.stop - first.start
+    data = with_checksum(data[: first.start] + fingerprint.of(base)[:size] + data[first.stop :])
     data = _with_digest(data)
     with mock.patch.object(fingerprint, "of_digests", _Last(fingerprint.of_digests)) as last:
         try:
             container.apply_update(data, base)
         except Exception:
-            return with_checksum(data[: _RESULT.start] + last.value + data[_RESULT.stop :])
+            return with_checksum(data[: second.start] + last.value[:size] + data[second.stop :])
     return data
 
 
@@ -106,7 +133,7 @@ def _with_digest(data: bytes) -> bytes:
         digest = metadata.change(METADATA, new).digest
     except Exception:
         return data
-    at = data.find(change.digest, _RESULT.stop)
+    at = data.find(change.digest, _prints(data)[1].stop)
     return with_checksum(data[:at] + digest + data[at + len(digest) :])
 
 
@@ -127,9 +154,10 @@ def seeds(kind: str | None = None) -> list[bytes]:
     for base, packets in samples.suites():
         for sent in packets:
             if kind is None:
-                found += [container.encode(sent, base), container.encode(sent, base, metadata=(METADATA, _LATER))]
+                found += [container.encode(sent, base, compact=compact) for compact in (False, True)]
+                found.append(container.encode(sent, base, metadata=(METADATA, _LATER)))
             else:
-                alone = (packet.Packet({name: block}, sent.seed) for name, block in sent.blocks.items())
+                alone = (sent._replace(blocks={name: block}) for name, block in sent.blocks.items())
                 found += [container.encode(one, base) for one in alone]
     return sorted(
         {update for update in found if len(update) <= mutation.MOST and (not kind or _kind_of(update) == kind)}
@@ -155,9 +183,10 @@ def edit(data: bytes, rng: random.Random) -> bytes:
         parts = parts._replace(change=_other_change(parts.change, rng))
     try:
         header.pack(parts)
+        start = structure.start(_base_of(data), parts.structure)
     except (OverflowError, ValueError):  # what cannot be said, such as a leaf before the last one
         return data
-    return header.pack(recoding.recoded(parts, _base_of(data), rng))
+    return header.pack(recoding.recoded(parts, start, rng))
 
 
 def _other_heads(heads: list[kind_.Head], rng: random.Random) -> list[kind_.Head]:

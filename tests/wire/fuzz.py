@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tests.wire import samples
-from updcomp.wire import container, errors
+from updcomp.wire import container, dtypes, errors
 
 _FINGERPRINTS_END = 38
 _ABSURD = (b"\xff\xff\xff\xff\x0f", b"\xff\xff\xff\xff\x7f", b"\x80\x80\x80\x80\x40", b"\xff" * 8, b"\0" * 8)
@@ -70,9 +70,7 @@ def outcome(mutated: bytes, base: dict[str, np.ndarray], apply: Callable = conta
         new = apply(mutated, base)
     except errors.Error as error:
         return type(error).__name__ if len(str(error).splitlines()) == 1 else f"message {error!s}"
-    assert {name: (leaf.shape, leaf.dtype) for name, leaf in new.items()} == {
-        name: (leaf.shape, leaf.dtype) for name, leaf in base.items()
-    }
+    assert dtypes.specs(new) == container.new_specs(mutated, base)
     return "model"
 
 

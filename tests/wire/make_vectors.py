@@ -28,10 +28,12 @@ def main() -> None:
             None,
         ),
         "exact": (samples.exact_model(), samples.exact_packets(), None),
+        "changing": (samples.model(), {"leaves": samples.restructured()}, None),
     }
     for name, (base, packets, metadata) in models.items():
         for kind, packet in packets.items():
-            update = container.encode(packet, base, metadata=metadata)
+            is_compact = kind in ("coefficients", "leaves")
+            update = container.encode(packet, base, metadata=metadata, compact=is_compact)
             found = {"inspect": inspection.inspect(update), "update": update.hex(), "new": _new_leaves(packet, base)}
             told["updates"][f"{name}/{kind}"] = found
     (FOLDER / "version4.json").write_text(json.dumps(told, indent=1) + "\n")

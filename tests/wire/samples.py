@@ -15,6 +15,7 @@ from updcomp.wire.kinds.magnitude import Magnitude
 from updcomp.wire.kinds.raw import Raw
 from updcomp.wire.kinds.seeded import Seeded
 from updcomp.wire.kinds.sparse import Sparse
+from updcomp.wire.structure import Structure
 
 STEP = round_step(0.01)
 
@@ -241,10 +242,31 @@ def exact_packets() -> dict[str, packet.Packet]:
     }
 
 
+def restructured() -> packet.Packet:
+    """Leaves come, go, and take another shape; one comes as zeros, and one that stays changes."""
+    base = model()
+    added = {
+        "conv": dtypes.Spec((3, 3, 2, 5), np.dtype("<f4")),
+        "extra/kernel": dtypes.Spec((6, 7), np.dtype("<f4")),
+        "extra/scale": dtypes.Spec((7,), dtypes.BFLOAT16),
+        "extra/wave": dtypes.Spec((2,), np.dtype("<c8")),
+    }
+    blocks = {
+        "conv": Dense(integers((3, 3, 2, 5), 600), STEP),
+        "dense/bias": Exact(base["dense/bias"] * 2),
+        "extra/kernel": Exact(floats((6, 7), 602).astype(np.float32)),
+        "extra/scale": Raw(
+            (floats((7,), 603).astype(np.float32).view(np.uint32) >> 16).astype("<u2").view(dtypes.BFLOAT16)
+        ),
+    }
+    return packet.Packet(blocks, structure=Structure(added, ("double", "wave")))
+
+
 def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
     """Each model with its packets."""
     return [
         (model(), list(packets().values())),
         (viewed_model(), [viewed_packet(), viewed_columns()]),
         (exact_model(), list(exact_packets().values())),
+        (model(), [restructured()]),
     ]

@@ -6,6 +6,7 @@ Only the arithmetic of float leaves uses NumPy, one weight at a time.
 import hashlib
 import itertools
 import json
+import math
 import struct
 import zlib
 from typing import NamedTuple
@@ -165,7 +166,11 @@ def varint(data, at):
 def metadata(update, old):
     """The texts of the new model file."""
     version, flags = update[4], update[5]
-    at = varint(update, 38)[1] if version < 3 or flags & 4 else 38
+    at = 22 if flags & 64 else 38
+    at = varint(update, at)[1] if version < 3 or flags & 4 else at
+    if flags & 32:
+        length, at = varint(update, at)
+        at += length
     count, at = varint(update, at)
     for _ in range(count):
         kind, gap = divmod(update[at], 16)
@@ -318,13 +323,19 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
 
 def apply(update, model):
     """The new model: name -> Leaf."""
-    magic, version, flags, base, result = struct.unpack_from("<4sBB16s16s", update)
+    magic, version, flags = struct.unpack_from("<4sBB", update)
     assert magic == b"updc"
-    assert flags <= {1: 0, 2: 3, 3: 31, 4: 31}[version]
-    assert struct.unpack("<I", update[-4:])[0] == zlib.crc32(update[:-4])
-    assert base == fingerprint(model)
+    assert flags <= {1: 0, 2: 3, 3: 31, 4: 127}[version]
+    size, end = (8, len(update)) if flags & 64 else (16, len(update) - 4)
+    assert flags & 64 or struct.unpack("<I", update[end:])[0] == zlib.crc32(update[:end])
+    base, result, at = update[6 : 6 + size], update[6 + size : 6 + 2 * size], 6 + 2 * size
+    assert base == fingerprint(model)[:size]
     short = version >= 3
-    seed, at = varint(update, 38) if not short or flags & 4 else (0, 38)
+    seed, at = varint(update, at) if not short or flags & 4 else (0, at)
+    if flags & 32:
+        length, at = varint(update, at)
+        model = started(model, zlib.decompress(update[at : at + length], -15).decode())
+        at += length
     count, at = varint(update, at)
     heads, index = [], -1
     for _ in range(count):
@@ -347,11 +358,23 @@ def apply(update, model):
     raw, at = varint(update, at) if not short or flags & 8 else (0, at)
     extra, at = varint(update, at) if not short or flags & 16 else (0, at)
     lanes = 2 ** update[at] // 2
-    payload = update[at + 1 : -4]
+    payload = update[at + 1 : end]
     sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short)
     new, names = dict(model), sorted(model)
     for kind, step, number, view, index in heads:
         new[names[index]] = read_block(version, kind, step, number, view, model[names[index]], index, seed, sections)
     sections.assert_used_up()
-    assert fingerprint(new) == result
+    assert fingerprint(new)[:size] == result
+    return new
+
+
+def started(model, text):
+    """The model without the leaves that go, and with those that come as zeros."""
+    added, removed = json.loads(text)
+    assert all(name in model for name in removed)
+    new = {name: leaf for name, leaf in model.items() if name not in removed}
+    for name, (dtype, width, *shape) in added.items():
+        assert name not in model or (model[name].dtype, model[name].shape) != (dtype, tuple(shape))
+        patterns, width = (2, width // 2) if dtype.startswith("complex") else (1, width)
+        new[name] = Leaf(dtype, tuple(shape), width, [0] * (patterns * math.prod(shape)))
     return new

@@ -4,7 +4,7 @@ import collections
 
 from updcomp.edge import files, shards
 from updcomp.edge.reading import AnyPath, is_standard
-from updcomp.wire import container, dtypes, errors
+from updcomp.wire import container, errors
 
 
 def apply_file(old: AnyPath, update: bytes, new: AnyPath, *, budget: float = 1.0, follow: bool = True) -> bool:
@@ -31,11 +31,12 @@ def apply_file(old: AnyPath, update: bytes, new: AnyPath, *, budget: float = 1.0
     in_folder = files.makes_folder(old, new)
     with files.open_model(old) as (model, found):
         metadata, is_whole = new_metadata(update, found if files.keeps_metadata(old) else None)
+        specs = container.new_specs(update, model)
         leaves = container.apply_leaves(update, model, budget=budget)
         if in_folder:
-            files.write_folder(new, model, leaves, metadata)
+            files.write_folder(new, model, specs, leaves, metadata)
         else:
-            files.write_leaves(new, dtypes.specs(model), leaves, metadata, like=like, follow=follow)
+            files.write_leaves(new, specs, leaves, metadata, like=like, follow=follow)
     return is_whole and (not metadata or in_folder or files.keeps_metadata(like or new))
 
 

@@ -111,15 +111,21 @@ def write_leaves(
 
 
 def write_folder(
-    path: AnyPath, like: dtypes.Model, leaves: formats.Leaves, metadata: dict[str, str] | None = None
+    path: AnyPath,
+    like: dtypes.Model,
+    specs: Mapping[str, dtypes.Spec],
+    leaves: formats.Leaves,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes a model into a new folder, with the files of another one; nothing, if the leaves end in an error.
 
-    The index is the other's, byte for byte: what it says holds for every model of the same leaves.
+    The index is the other's, byte for byte: what it says holds for every model of the same leaves. Of one with others
+    it is made anew.
 
     Args:
       path: of the folder; an empty one may be there.
-      like: the other one, open, of a folder; the leaves are to have its names, shapes and dtypes.
+      like: the other one, open, of a folder; leaves that it lacks go into its last shard.
+      specs: of all leaves.
       leaves: (name, leaf) of each of them once.
       metadata: texts of every shard, beside those that only some have.
 
@@ -129,7 +135,7 @@ def write_folder(
     layout: shards.Layout | None = getattr(like, "layout", None)
     if layout is None:
         raise errors.FileError(f"{os.fspath(path)}: expected a model file ending in {' or '.join(SUFFIXES)}")
-    shared, specs = shards.common(layout.metadata.values()), dtypes.specs(like)
+    shared, layout = shards.common(layout.metadata.values()), shards.of_leaves(layout, dtypes.specs(like), specs)
     with named(path):
         plans = {
             shard: safetensors.plan(part, _without(layout.metadata[shard], shared) | (metadata or {}))

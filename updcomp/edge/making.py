@@ -86,7 +86,7 @@ def first(folder: Path, begun: state.State, source: files.ModelFile) -> state.Ve
     path = versions.path(folder, 1)
     files.write_leaves(path, specs, leaves(), source.metadata, follow=False)
     made = fingerprint.of_digests(digests).hex(), metadata.fingerprint(source.metadata).hex()
-    return _written(folder, state.Version(1, *made, state.now(), path.stat().st_size, None))
+    return versions.read_back(folder, state.Version(1, *made, state.now(), path.stat().st_size, None))
 
 
 def base(folder: Path, found: state.State, update: bytes) -> tuple[state.Version, tuple[str, str]]:
@@ -98,7 +98,8 @@ def base(folder: Path, found: state.State, update: bytes) -> tuple[state.Version
       update: an update file's bytes.
 
     Returns:
-      (version, aim): a version that is whole, and the fingerprint and digest of the metadata of what the update makes.
+      (version, aim): a version that is whole, and the fingerprint, as far as the update says it, and digest of the
+      metadata of what the update makes.
 
     Raises:
       WrongBaseError: no version that is kept is the one.
@@ -112,7 +113,7 @@ def base(folder: Path, found: state.State, update: bytes) -> tuple[state.Version
         f"make the update from version {current.number}, which is {current.fingerprint}"
     )
     for version in found.versions[::-1]:
-        if version.fingerprint != wanted:
+        if not version.fingerprint.startswith(wanted):
             continue
         path = versions.path(folder, version.number)
         if not versions.mend(folder, found, version):
@@ -162,6 +163,12 @@ def room(folder: Path, found: state.State, size: int, *needed: int) -> state.Sta
     return found
 
 
+def added(update: bytes) -> int:
+    """Bytes of the leaves that an update adds."""
+    structure = header.parse(update).structure
+    return 0 if structure is None else structure.nbytes
+
+
 def new(
     folder: Path, start: state.Version, update: bytes, aim: tuple[str, str], least: int, *, budget: float
 ) -> state.Version:
@@ -191,10 +198,4 @@ def new(
     applying.apply_file(versions.path(folder, start.number), update, path, budget=budget, follow=False)
     files.replace_file(versions.path(folder, number, versions.UPDATE), lambda file: file.write(update), follow=False)
     origin = state.Origin(hashlib.sha256(update).hexdigest(), start.fingerprint, len(update))
-    return _written(folder, state.Version(number, *aim, state.now(), path.stat().st_size, origin))
-
-
-def _written(folder: Path, version: state.Version) -> state.Version:
-    """The version, read back."""
-    versions.check_written(folder, version)
-    return version
+    return versions.read_back(folder, state.Version(number, *aim, state.now(), path.stat().st_size, origin))

@@ -90,7 +90,7 @@ def read_update(path: AnyPath, specs: Mapping[str, dtypes.Spec] | None = None) -
 
     Args:
       path: of a regular file; `-` is standard input.
-      specs: of the model that it is for; without them it may have 1 GiB.
+      specs: of the model that it is for; without them, or where it adds leaves, it may have 1 GiB.
 
     Returns:
       All of it.
@@ -101,9 +101,11 @@ def read_update(path: AnyPath, specs: Mapping[str, dtypes.Spec] | None = None) -
     """
     most = _LARGEST_UPDATE if specs is None else costs.largest_update(specs)
     with named(path), _source(path) as file:
-        start = file.read(len(header.MAGIC))
-        if start != header.MAGIC:
+        start = file.read(header.FIXED_SIZE)
+        if not start.startswith(header.MAGIC):
             header.parse(start)  # says so
+        if header.has_structure(start):
+            most = max(most, _LARGEST_UPDATE)
         try:
             if not is_standard(path):
                 _check_size(file, most)

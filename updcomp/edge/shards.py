@@ -181,6 +181,33 @@ def files_of(path: AnyPath) -> list[Path]:
     return [found, *(found.parent / shard for shard in shards)]
 
 
+def of_leaves(layout: Layout, before: Mapping[str, dtypes.Spec], specs: Mapping[str, dtypes.Spec]) -> Layout:
+    """The layout for other leaves: each new one is in the last shard, and a shard without leaves is left out.
+
+    Args:
+      layout: of a model.
+      before: its leaves.
+      specs: those that the other model has.
+
+    Returns:
+      The layout; the same where the leaves are. A new index has the other's fields, the total size made anew.
+    """
+    if dict(before) == dict(specs):
+        return layout
+    last = max(layout.metadata)
+    homes = {leaf: layout.homes.get(leaf, last) for leaf in specs}
+    used = set(homes.values()) or {last}
+    texts = {shard: found for shard, found in layout.metadata.items() if shard in used}
+    index = layout.index_file
+    if index is not None:
+        told = json.loads(index.content)
+        if isinstance(told.get("metadata"), dict) and "total_size" in told["metadata"]:
+            told["metadata"]["total_size"] = sum(spec.nbytes for spec in specs.values())
+        content = json.dumps({**told, _MAP: dict(sorted(homes.items()))}, indent=2).encode() + b"\n"
+        index = Index(index.name, content, homes)
+    return Layout(homes, texts, index)
+
+
 def specs_by_shard(layout: Layout, specs: Mapping[str, dtypes.Spec]) -> dict[str, dict[str, dtypes.Spec]]:
     """The leaves of each shard, those without a leaf included."""
     found: dict[str, dict[str, dtypes.Spec]] = {shard: {} for shard in layout.metadata}

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from updcomp.wire import errors
+from updcomp.wire import errors, fingerprint
 
 MOST_BYTES = 1 << 24  # of a state
 _MOST_SEEN = 4096  # updates remembered; the state stays below a megabyte
 _MOST_LOST = 64
 _MOST_ATTEMPTS = 3
+_SHORT_PRINT = 2 * fingerprint.SHORT_SIZE  # hexadecimal digits
 
 INSTALLED, ROLLED_BACK, FAILED, ON_TRIAL = "installed", "rolled back", "unhealthy in its trial", "on trial"
 
@@ -147,13 +148,15 @@ def identity(base: tuple[str, str], aim: tuple[str, str]) -> str:
     """What makes two updates the same: the model and the metadata that they start from, and those that they give.
 
     Args:
-      base: fingerprint and digest of the metadata of what an update starts from, in hex.
+      base: fingerprint and digest of the metadata of what an update starts from, in hex; of fingerprints what a compact
+        update says counts.
       aim: those of what it gives.
 
     Returns:
       A digest of them, in hex.
     """
-    return hashlib.sha256(" ".join(base + aim).encode()).hexdigest()[:32]
+    told = (text for print_, texts in (base, aim) for text in (print_[:_SHORT_PRINT], texts))
+    return hashlib.sha256(" ".join(told).encode()).hexdigest()[:32]
 
 
 def now() -> str:

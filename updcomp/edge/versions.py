@@ -81,31 +81,44 @@ def is_whole(folder: Path, version: state.Version, *, anew: bool = False) -> boo
     Raises:
       FileError: it cannot be read for a reason that may pass: no memory, too many open files, no permission.
     """
-    model_path = path(folder, version.number)
+    return _held(path(folder, version.number), anew=anew) == (version.fingerprint, version.metadata)
+
+
+def _held(model_path: Path, *, anew: bool = False) -> tuple[str, str] | None:
+    """(fingerprint, digest of the metadata) of a model file, None where there is none; raises as `is_whole`."""
     key = _key(model_path)
     if key is None:
-        return False
+        return None
     if anew or key not in _found:
         found = _digests(model_path)
         if found is None or _key(model_path) != key:
-            return False
+            return None
         while len(_found) >= _MOST_FOUND:
             _found.pop(next(iter(_found)))
         _found[key] = found
-    return _found[key] == (version.fingerprint, version.metadata)
+    return _found[key]
 
 
-def check_written(folder: Path, version: state.Version) -> None:
-    """Checks that a model that was written can be read back.
+def read_back(folder: Path, version: state.Version) -> state.Version:
+    """The version with the whole fingerprint of its model, of which a compact update says the beginning.
+
+    Args:
+      folder: the store's.
+      version: whose model was written.
+
+    Returns:
+      The same version.
 
     Raises:
-      FileError: it is another one.
+      FileError: the file holds another model.
     """
-    if not is_whole(folder, version):
+    model_path = path(folder, version.number)
+    found = _held(model_path)
+    if found is None or not found[0].startswith(version.fingerprint) or found[1] != version.metadata:
         raise errors.FileError(
-            f"{path(folder, version.number)}: expected the model that was written, found another one; "
-            "the storage may be failing"
+            f"{model_path}: expected the model that was written, found another one; the storage may be failing"
         )
+    return version._replace(fingerprint=found[0])
 
 
 def mend(folder: Path, kept: state.State, version: state.Version) -> bool:

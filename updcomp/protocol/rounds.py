@@ -106,6 +106,7 @@ def run_round(
     update: str | Path,
     new: str | Path,
     device: Device = device_process,
+    compact: bool = False,
 ) -> Round:
     """One round: train an update, send it if it beats what the device holds, apply it on the device.
 
@@ -121,6 +122,7 @@ def run_round(
       update: the update file to write.
       new: the model file that the device writes.
       device: applies the update.
+      compact: whether the update's fingerprints are short, as in `updcomp.encode`.
 
     Returns:
       A `Round`; its `variables` are what the device holds now, the only parameters that accuracy is measured on.
@@ -144,7 +146,8 @@ def run_round(
     if not sent:
         found = f"its score on the validation data is {new_score:.6g}, that of the model held is {held_score:.6g}"
         warnings.warn(f"nothing is sent: {found}; train longer or at another rate", NothingSentWarning, stacklevel=2)
-    done = deliver(packet if sent else Packet({}), base if sent else held, update, new, device=device)
+    packet, start_from = (packet, base) if sent else (Packet({}), held)
+    done = deliver(packet, start_from, update, new, device=device, compact=compact)
     return done._replace(
         trained=trained,
         score=new_score,
@@ -155,7 +158,13 @@ def run_round(
 
 
 def deliver(
-    packet: Packet, base: Copy, update: str | Path, new: str | Path, *, device: Device = device_process
+    packet: Packet,
+    base: Copy,
+    update: str | Path,
+    new: str | Path,
+    *,
+    device: Device = device_process,
+    compact: bool = False,
 ) -> Round:
     """Sends a packet over the wire: encodes it into a file, has a device apply it, and reads back what it wrote.
 
@@ -165,6 +174,7 @@ def deliver(
       update: the update file to write.
       new: the model file that the device writes.
       device: applies the update.
+      compact: whether the update's fingerprints are short, as in `updcomp.encode`.
 
     Returns:
       A `Round` with no training time and no scores.
@@ -174,7 +184,7 @@ def deliver(
     """
     update, new = Path(update), Path(new)
     start = time.perf_counter()
-    encoded = api.encode(packet, base.variables)
+    encoded = api.encode(packet, base.variables, compact=compact)
     processes.from_first(lambda: files.write_bytes(update, encoded))
     encoded_at = time.perf_counter()
     processes.from_first(lambda: device(base.file, update, new))
@@ -206,6 +216,7 @@ def run_rounds(
     folder: str | Path,
     done: int = 0,
     device: Device = device_process,
+    compact: bool = False,
 ) -> Iterator[Round]:
     """Rounds, one after another, as a device meets them: each starts from what it holds, or from its first model.
 
@@ -218,6 +229,7 @@ def run_rounds(
       folder: gets `round-000.upd` and so on; the device's model lies beside the first one, its name ending in `-held`.
       done: how many rounds have their files there; those are replayed, not trained again.
       device: applies the updates.
+      compact: whether the updates' fingerprints are short, as in `updcomp.encode`.
 
     Yields:
       A `Round` for each round from `done` on.
@@ -250,6 +262,7 @@ def run_rounds(
             update=updates[number],
             new=new,
             device=device,
+            compact=compact,
         )
         processes.from_first(functools.partial(new.replace, held_file))
         held = Copy(result.variables, held_file)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from updcomp.wire import dtypes, errors, packet, versions
+from updcomp.wire import dtypes, errors, packet, structure, versions
 from updcomp.wire.kind import Block
 
 
@@ -26,7 +26,7 @@ def apply(sent: packet.Packet, model: dtypes.Model) -> dict[str, dtypes.Array]:
     >>> apply(packet.Packet({"w": Dense(np.int32([0, -1]), step=0.5)}), model)["w"].tolist()
     [1.0, 1.5]
     """
-    return {**model, **dict(changed_leaves(sent, model))}
+    return {**structure.start(model, sent.structure), **dict(changed_leaves(sent, model))}
 
 
 def changed_leaves(sent: packet.Packet, model: dtypes.Model) -> Iterator[tuple[str, dtypes.Array]]:
@@ -42,10 +42,11 @@ def changed_leaves(sent: packet.Packet, model: dtypes.Model) -> Iterator[tuple[s
     Raises:
       LeafError, DtypeError: as `apply`.
     """
-    check_names(sent, model)
-    for index, name in enumerate(sorted(model)):
+    start = structure.start(model, sent.structure)
+    check_names(sent, start)
+    for index, name in enumerate(sorted(start)):
         if name in sent.blocks:
-            old = dtypes.hold(model[name])
+            old = dtypes.hold(start[name])
             with errors.of_leaf(name):
                 block = sent.blocks[name]
                 new = apply_block(versions.kind_of(block).hold(block), old, seed=sent.seed, index=index)

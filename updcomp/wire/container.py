@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from updcomp.wire import apply as apply_
-from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet, workers
+from updcomp.wire import decoding, dtypes, encoding, errors, fingerprint, header, packet, structure, workers
 from updcomp.wire import metadata as metadata_
 from updcomp.wire.kind import Later
 
@@ -21,6 +21,7 @@ def encode(
     metadata: tuple[Texts, Texts] | None = None,
     budget: float = 1.0,
     ahead: bool = True,
+    compact: bool = False,
 ) -> bytes:
     """The update file of a packet.
 
@@ -33,6 +34,7 @@ def encode(
       metadata: of the model's file before and after; None: the update says nothing of it.
       budget: how much applying may take, as a factor of `costs.allowed`: a device refuses what is beyond its own.
       ahead: as in `changed_leaves`.
+      compact: whether fingerprints are of 8 bytes each in place of 16, without a checksum beside them.
 
     Returns:
       The file's bytes.
@@ -43,13 +45,16 @@ def encode(
     """
     if not 0 <= sent.seed < 1 << 32:
         raise errors.Error(f"seed: expected 0 to 2^32 - 1, found {sent.seed}")
-    specs = dtypes.specs(base)
+    structure.check_cost(sent.structure, dtypes.specs(base), budget)
+    start = structure.start(base, sent.structure)
+    specs, base_print = dtypes.specs(start), None if start is base else fingerprint.of(base)
     apply_.check_names(sent, specs)
     written = encoding.Blocks(sent, specs, budget, ahead=ahead)
     try:
         for name in specs:
-            written.take(name, dtypes.hold(base[name]))
-        parts = written.parts(None if metadata is None else metadata_.change(*metadata))
+            written.take(name, dtypes.hold(start[name]))
+        change = None if metadata is None else metadata_.change(*metadata)
+        parts = written.parts(change, compact=compact, base_print=base_print)
     finally:
         written.close()
     update = header.pack(parts)
@@ -74,11 +79,12 @@ def decode(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> packet.
       CostError: it would take more than the budget.
     """
     check_base(update, [fingerprint.of(base)])
-    parts = header.parse(update, len(base))
-    blocks = decoding.Blocks(parts, len(update), dtypes.specs(base), budget)
-    decoded = {name: blocks.read(name, dtypes.hold(base[name])) for name in blocks.names}
+    parts = header.parse(update, base)
+    start = _start(parts, base, budget)
+    blocks = decoding.Blocks(parts, len(update), dtypes.specs(start), budget)
+    decoded = {name: blocks.read(name, dtypes.hold(start[name])) for name in blocks.names}
     blocks.finish()
-    return packet.Packet(decoded, parts.seed)
+    return packet.Packet(decoded, parts.seed, parts.structure)
 
 
 def apply_update(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> dict[str, dtypes.Array]:
@@ -97,13 +103,15 @@ def apply_update(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> d
       WrongBaseError: the base is another model.
       CostError: it would take more than the budget.
     """
-    return {**base, **dict(changed_leaves(update, base, budget=budget))}
+    changed, found = dict(changed_leaves(update, base, budget=budget)), structure_of(update)
+    removed = () if found is None else found.removed
+    return {name: leaf for name, leaf in {**base, **changed}.items() if name not in removed}
 
 
 def changed_leaves(
     update: bytes, base: dtypes.Model, *, budget: float = 1.0, ahead: bool = True
 ) -> Iterator[tuple[str, dtypes.Array]]:
-    """The leaves that an update changes, one at a time, of a base that stays as it is meanwhile.
+    """The leaves that an update changes or adds, one at a time, of a base that stays as it is meanwhile.
 
     Args:
       update: the file's bytes.
@@ -121,7 +129,7 @@ def changed_leaves(
 
 
 def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> Iterator[tuple[str, dtypes.Array]]:
-    """The leaves of the new model, one at a time, for models in files, which may be larger than the memory.
+    """The leaves of the new model, as `new_specs` says, one at a time: it may be larger than the memory.
 
     Each leaf of the base is read twice: once for the fingerprint, before anything else, and once for its new self.
 
@@ -138,6 +146,28 @@ def apply_leaves(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> I
       CorruptUpdateError, WrongBaseError, CostError: as `apply_update`.
     """
     yield from _new_leaves(update, base, _base_digests(update, base), budget, all_leaves=True)
+
+
+def new_specs(update: bytes, base: dtypes.Model) -> dict[str, dtypes.Spec]:
+    """The shapes and dtypes of the new model's leaves, in sorted name order.
+
+    Args:
+      update: the file's bytes.
+      base: the model that it starts from; no leaf is read.
+
+    Raises:
+      CorruptUpdateError: the update is damaged, or is of a base with other leaves.
+    """
+    return dtypes.specs(structure.start(base, header.parse(update, base).structure))
+
+
+def structure_of(update: bytes) -> structure.Structure | None:
+    """Which leaves an update adds and removes; None if none.
+
+    Raises:
+      CorruptUpdateError: the update is damaged.
+    """
+    return header.parse(update).structure
 
 
 def new_metadata(update: bytes, metadata: Texts) -> dict[str, str]:
@@ -166,8 +196,15 @@ def check_base(update: bytes, found: Iterable[bytes]) -> None:
       WrongBaseError: it does not.
     """
     expected, _ = header.fingerprints(update)
-    if expected not in (known := list(found)):
+    known = list(found)
+    if not any(fingerprint.agree(expected, one) for one in known):
         raise _wrong_base(expected, known)
+
+
+def _start(parts: header.Parts, base: dtypes.Model, budget: float) -> dtypes.Model:
+    """What the blocks are relative to."""
+    structure.check_cost(parts.structure, dtypes.specs(base), budget)
+    return structure.start(base, parts.structure)
 
 
 def _base_digests(update: bytes, base: dtypes.Model, *, ahead: bool = True) -> dict[str, bytes]:
@@ -197,10 +234,12 @@ def _new_leaves(
       ahead: as in `changed_leaves`.
       all_leaves: whether those are given as well that the update keeps.
     """
-    parts, specs, changed = header.parse(update, len(base)), dtypes.specs(base), fingerprint.Digests()
+    parts, changed = header.parse(update, base), fingerprint.Digests()
+    start = _start(parts, base, budget)
+    specs, added = dtypes.specs(start), () if parts.structure is None else parts.structure.added
     blocks = decoding.Blocks(parts, len(update), specs, budget)
-    names = [name for name in specs if name in blocks.names or all_leaves]
-    with contextlib.closing(_made(names, base, specs, parts.seed, blocks, ahead=ahead)) as made:
+    names = [name for name in specs if name in blocks.names or name in added or all_leaves]
+    with contextlib.closing(_made(names, start, specs, parts.seed, blocks, ahead=ahead)) as made:
         for name, leaf in made:
             changed.add(name, leaf)
             yield name, leaf
@@ -208,7 +247,8 @@ def _new_leaves(
                 changed.wait()
             del leaf
     blocks.finish()
-    if (found := fingerprint.of_digests(digests | changed.finish())) != parts.result:
+    kept = {name: digest for name, digest in digests.items() if name in specs}
+    if not fingerprint.agree(found := fingerprint.of_digests(kept | changed.finish()), parts.result):
         raise errors.CorruptUpdateError(_mismatch(parts.result, found))
 
 
@@ -259,7 +299,8 @@ def _mismatch(expected: bytes, found: bytes) -> str:
 
 def _wrong_base(expected: bytes, found: Iterable[bytes]) -> errors.WrongBaseError:
     different = ", ".join(dict.fromkeys(one.hex() for one in found))
+    damaged = ", or fetch it again if it may be damaged" if len(expected) < fingerprint.SIZE else ""
     return errors.WrongBaseError(
         f"base model: expected the one with fingerprint {expected.hex()}, found {different}; "
-        "apply the update to the model that it was made from"
+        f"apply the update to the model that it was made from{damaged}"
     )

@@ -89,6 +89,29 @@ def name(dtype: np.dtype[Any]) -> str:
     )
 
 
+def named(text: str, width: int) -> np.dtype[Any]:
+    """The dtype of a name, as `hold` gives it: the inverse of `name`.
+
+    Args:
+      text: the name.
+      width: bytes of an element.
+
+    Returns:
+      The dtype.
+
+    Raises:
+      DtypeError: no leaf has such a dtype.
+
+    >>> named("float32", 4), named("bfloat16", 2) == BFLOAT16
+    (dtype('float32'), True)
+    """
+    is_bits = text.isidentifier() and width in (1, 2, 4, 8)
+    found = np.dtype([(text, f"<u{width}")]) if text not in _PLAIN and is_bits else np.dtype(text).newbyteorder("<")
+    if found.itemsize != width or name(found) != text:
+        raise errors.DtypeError(f"dtype {text}: expected one of {width} bytes, found {found.itemsize}")
+    return found
+
+
 def hold(leaf: Array) -> Array:
     """The leaf as both sides see it: contiguous, little-endian, ml_dtypes as their bit patterns; no copy if it is so.
 

@@ -97,16 +97,24 @@ class Blocks:
         """Ends the threads."""
         self._ahead.close()
 
-    def parts(self, change: metadata.Change | None) -> header.Parts:
-        """The update's parts, once all leaves are taken."""
+    def parts(self, change: metadata.Change | None, *, compact: bool, base_print: bytes | None = None) -> header.Parts:
+        """The update's parts, once all leaves are taken; with the fingerprint of the base where that has others."""
         self._wait()
         before = self._before.finish()
-        prints = fingerprint.of_digests(before), fingerprint.of_digests(before | self._after.finish())
-        heads, (raw_section, extra, lanes, coded) = (
+        size = fingerprint.SHORT_SIZE if compact else fingerprint.SIZE
+        base = base_print or fingerprint.of_digests(before)
+        result = fingerprint.of_digests(before | self._after.finish())
+        sections = self._writer.finish()
+        return header.Parts(
+            versions.NEWEST,
+            base[:size],
+            result[:size],
+            self._sent.seed,
             _without_default_views(self._heads, self._specs),
-            self._writer.finish(),
+            *sections,
+            change,
+            self._sent.structure,
         )
-        return header.Parts(versions.NEWEST, *prints, self._sent.seed, heads, raw_section, extra, lanes, coded, change)
 
     def _wait(self) -> None:
         for _ in self._ahead.done(None):

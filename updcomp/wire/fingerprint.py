@@ -9,6 +9,7 @@ from typing import Any
 from updcomp.wire import dtypes
 
 SIZE = 16
+SHORT_SIZE = 8  # of a compact update
 _LARGE = 1 << 20  # bytes for which a thread pays
 
 
@@ -92,6 +93,16 @@ def of_leaves(model: dtypes.Model, *, read_ahead: bool = False) -> dict[str, byt
 def of_digests(digests: dict[str, bytes]) -> bytes:
     """The first 16 bytes of SHA-256 over the leaves' digests in sorted order of their names."""
     return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).digest()[:SIZE]
+
+
+def agree(one: bytes, other: bytes) -> bool:
+    """Whether two fingerprints are of the same model, as far as the shorter of them says.
+
+    >>> agree(b"12345678", b"1234567890123456")
+    True
+    """
+    size = min(len(one), len(other))
+    return one[:size] == other[:size]
 
 
 def of(model: dtypes.Model) -> bytes:

@@ -2,16 +2,19 @@
 
 import binascii
 import struct
+from collections.abc import Sized
 from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import errors, metadata, rans, versions
+from updcomp.wire import errors, fingerprint, metadata, rans, versions
+from updcomp.wire import structure as structure_
 from updcomp.wire.kind import Head
+from updcomp.wire.structure import Structure
 
 MAGIC = b"updc"
+FIXED_SIZE = len(MAGIC) + 2  # magic, version, flags
 
-_FIXED = struct.Struct("<4sBB16s16s")  # magic, version, flags, fingerprints of the base and of the result
 _CHECKSUM = struct.Struct("<I")
 _OPTIONAL = (versions.SEED, versions.RAW, versions.EXTRA)
 _LONGEST_VARINT = 5
@@ -24,8 +27,8 @@ class Parts(NamedTuple):
     """An update taken apart, its payload not decoded."""
 
     version: versions.Version
-    base: bytes  # fingerprint of the model that it starts from
-    result: bytes  # fingerprint of the model that it must give
+    base: bytes  # fingerprint of the model that it starts from, of 16 bytes, or 8 of a compact update
+    result: bytes  # fingerprint of the model that it must give, as long
     seed: int
     heads: list[Head]
     raw: bytes | memoryview  # section
@@ -33,6 +36,12 @@ class Parts(NamedTuple):
     lanes: int
     coded: bytes | memoryview  # section
     change: metadata.Change | None = None  # of the metadata of the model's file; None: the update says nothing of it
+    structure: Structure | None = None  # leaves that come and go
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether its fingerprints are short, and take the place of the checksum."""
+        return len(self.base) == fingerprint.SHORT_SIZE
 
     @property
     def has_views(self) -> bool:
@@ -41,8 +50,9 @@ class Parts(NamedTuple):
 
 
 def pack(parts: Parts) -> bytes:
-    """The update's bytes: header, block headers, sections, CRC-32."""
+    """The update's bytes: header, block headers, sections, and CRC-32 but of a compact one."""
     flags = versions.VIEWS * parts.has_views | versions.METADATA * (parts.change is not None)
+    flags |= versions.STRUCTURE * (parts.structure is not None) | versions.COMPACT * parts.is_compact
     fields = {versions.SEED: parts.seed, versions.RAW: len(parts.raw), versions.EXTRA: len(parts.extra)}
     if parts.version.is_short:
         fields = {flag: number for flag, number in fields.items() if number}
@@ -50,8 +60,12 @@ def pack(parts: Parts) -> bytes:
     seed, *sizes = (_varint(fields[flag]) if flag in fields else b"" for flag in _OPTIONAL)
     body = b"".join(
         (
-            _FIXED.pack(MAGIC, parts.version.number, flags, parts.base, parts.result),
+            MAGIC,
+            bytes([parts.version.number, flags]),
+            parts.base,
+            parts.result,
             seed,
+            _pack_structure(parts.structure),
             _varint(len(parts.heads)),
             _pack_heads(parts.heads, parts.version),
             _pack_change(parts.change),
@@ -62,7 +76,7 @@ def pack(parts: Parts) -> bytes:
             parts.coded,
         )
     )
-    return body + _CHECKSUM.pack(binascii.crc32(body))
+    return body if parts.is_compact else body + _CHECKSUM.pack(binascii.crc32(body))
 
 
 def _varint(number: int) -> bytes:
@@ -72,6 +86,13 @@ def _varint(number: int) -> bytes:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*out, number])
+
+
+def _pack_structure(structure: Structure | None) -> bytes:
+    if structure is None:
+        return b""
+    packed = structure_.pack(structure)
+    return _varint(len(packed)) + packed
 
 
 def _pack_change(change: metadata.Change | None) -> bytes:
@@ -97,6 +118,11 @@ def _pack_heads(heads: list[Head], version: versions.Version) -> bytes:
     return bytes(out)
 
 
+def has_structure(start: bytes) -> bool:
+    """Whether an update that begins with these bytes says that leaves come or go."""
+    return len(start) == FIXED_SIZE and bool(start[-1] & versions.STRUCTURE)
+
+
 def fingerprints(update: bytes) -> tuple[bytes, bytes]:
     """The fingerprints of the base and of the result.
 
@@ -104,7 +130,7 @@ def fingerprints(update: bytes) -> tuple[bytes, bytes]:
       update: any bytes.
 
     Returns:
-      16 bytes each.
+      16 bytes each, 8 of a compact update.
 
     Raises:
       CorruptUpdateError: not an update, damaged, truncated, or of a version or flag that this code does not know.
@@ -113,12 +139,12 @@ def fingerprints(update: bytes) -> tuple[bytes, bytes]:
     return base, result
 
 
-def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
+def parse(update: bytes, model: Sized | None = None) -> Parts:
     """Takes an update apart.
 
     Args:
       update: any bytes.
-      leaves: of the model that it is for, which bounds the number of blocks.
+      model: that it is for, whose number of leaves bounds that of the blocks.
 
     Returns:
       Its parts; sections are views.
@@ -130,6 +156,10 @@ def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
     seed = _optional(cursor, version, flags, versions.SEED)
     if seed >= 1 << 32:
         raise errors.CorruptUpdateError(f"seed: expected less than 2^32, found {seed}")
+    structure, leaves = None, _MOST_BLOCKS if model is None else len(model)
+    if flags & versions.STRUCTURE:
+        structure = structure_.unpack(bytes(cursor.take(cursor.varint())))
+        leaves += len(structure.added)
     heads = _parse_heads(cursor, version, leaves, views=bool(flags & versions.VIEWS))
     change = None
     if flags & versions.METADATA:
@@ -141,7 +171,7 @@ def parse(update: bytes, leaves: int = _MOST_BLOCKS) -> Parts:
         raise errors.CorruptUpdateError(f"lanes: expected at most {rans.MAX_LANES}, found 2^{lane_bits - 1}")
     raw, extra = cursor.take(raw_size), cursor.take(extra_size)
     lanes = 1 << lane_bits >> 1
-    return Parts(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change)
+    return Parts(version, base, result, seed, heads, raw, extra, lanes, cursor.left, change, structure)
 
 
 def _optional(cursor: "_Cursor", version: versions.Version, flags: int, flag: int) -> int:
@@ -163,12 +193,18 @@ def _open(update: bytes) -> tuple["_Cursor", tuple[versions.Version, int, bytes,
             f"format version: expected 1 to {versions.NEWEST.number}, found {update[4]}; "
             "install a newer updcomp, or fetch the update again"
         )
-    body = memoryview(update)[: -_CHECKSUM.size]
-    if len(body) < _FIXED.size or _CHECKSUM.pack(binascii.crc32(body)) != update[-_CHECKSUM.size :]:
-        raise errors.CorruptUpdateError(f"checksum: the {len(update)} bytes are damaged or truncated; fetch them again")
-    cursor = _Cursor(body)
-    _, number, flags, base, result = _FIXED.unpack(cursor.take(_FIXED.size))
-    version = versions.VERSIONS[number]
+    number, flags = (*update[len(MAGIC) : FIXED_SIZE], 0, 0)[:2]
+    version = versions.VERSIONS.get(number, versions.NEWEST)
+    is_compact = bool(flags & version.flags & versions.COMPACT)
+    body, size = memoryview(update), fingerprint.SHORT_SIZE if is_compact else fingerprint.SIZE
+    if not is_compact:
+        body, checksum = body[: -_CHECKSUM.size], update[-_CHECKSUM.size :]
+        if len(body) < FIXED_SIZE + 2 * size or _CHECKSUM.pack(binascii.crc32(body)) != checksum:
+            raise errors.CorruptUpdateError(
+                f"checksum: the {len(update)} bytes are damaged or truncated; fetch them again"
+            )
+    cursor = _Cursor(body[FIXED_SIZE:])
+    base, result = bytes(cursor.take(size)), bytes(cursor.take(size))
     if flags & ~version.flags:
         raise errors.CorruptUpdateError(
             f"flags: expected none beyond {version.flags}, found {flags}; install a newer updcomp"

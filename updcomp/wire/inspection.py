@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from updcomp.wire import container, costs, decoding, dtypes, errors, fingerprint, header, metadata, views
+from updcomp.wire import container, costs, decoding, dtypes, errors, fingerprint, header, metadata, structure, views
 from updcomp.wire.kind import Head
 
 
@@ -18,7 +18,8 @@ def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
       format_version, bytes, base and result (fingerprints in hex), seed, blocks (kind, leaf_index, step, size and
       number of the view of each that has them), kinds (how many of each), bytes_by_part (header with checksum, raw,
       extra_bits, coded), which add up to bytes. Where the update covers the metadata of the model's file, metadata has
-      the texts that change, and bytes_by_part their size too. With a model, blocks also have leaf, shape and dtype, and
+      the texts that change, and bytes_by_part their size too. Where leaves come or go, added has the shape and dtype
+      of each by name, and removed the names. With a model, blocks also have leaf, shape and dtype, and
       instead of view axes: its words; and where the header says all sizes (not in version 1), cost has operations and
       working_bytes of applying, and those allowed by default.
 
@@ -28,7 +29,7 @@ def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
     """
     if model is not None:
         container.check_base(update, [fingerprint.of(model)])
-    parts = header.parse(update) if model is None else header.parse(update, len(model))
+    parts = header.parse(update, model)
     change = parts.change
     sections = {
         **({} if change is None else {"metadata": len(change.digest) + len(change.changes)}),
@@ -48,7 +49,14 @@ def inspect(update: bytes, model: dtypes.Model | None = None) -> dict[str, Any]:
     }
     if change is not None:
         told["metadata"] = metadata.unpack(change)
-    return told if model is None else told | _of_model(parts, len(update), model)
+    if parts.structure is not None:
+        told["added"] = {name: _told(spec) for name, spec in parts.structure.added.items()}
+        told["removed"] = list(parts.structure.removed)
+    return told if model is None else told | _of_model(parts, structure.start(model, parts.structure))
+
+
+def _told(spec: dtypes.Spec) -> dict[str, Any]:
+    return {"shape": list(spec.shape), "dtype": dtypes.name(spec.dtype)}
 
 
 def _block(head: Head) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def _block(head: Head) -> dict[str, Any]:
     return said | {name: value for name, value in known.items() if value is not None}
 
 
-def _of_model(parts: header.Parts, update_bytes: int, model: dtypes.Model) -> dict[str, Any]:
+def _of_model(parts: header.Parts, model: dtypes.Model) -> dict[str, Any]:
     """The blocks with what the model says of them, and what applying them takes."""
     specs = dtypes.specs(model)
     names = list(specs)
@@ -76,8 +84,7 @@ def _of_model(parts: header.Parts, update_bytes: int, model: dtypes.Model) -> di
 
 
 def _block_of(head: Head, name: str, specs: dict[str, dtypes.Spec]) -> dict[str, Any]:
-    shape, dtype = specs[name]
-    said = _block(head) | {"leaf": name, "shape": list(shape), "dtype": dtypes.name(dtype)}
+    shape, said = specs[name].shape, _block(head) | {"leaf": name} | _told(specs[name])
     if said.pop("view", None) is not None:
         with errors.of_leaf(name):
             said["axes"] = views.words_of(views.of_number(head.view or 0, len(shape)), len(shape))

@@ -14,6 +14,7 @@ import numpy as np
 from updcomp.wire import versions
 from updcomp.wire.errors import of_leaf
 from updcomp.wire.kind import Block
+from updcomp.wire.structure import Structure
 
 
 class Packet(NamedTuple):
@@ -21,6 +22,7 @@ class Packet(NamedTuple):
 
     blocks: Mapping[str, Block]  # leaf name -> block of one of `updcomp.wire.kinds`; leaves without one are kept
     seed: int = 0  # uint32; seeds the positions of `Seeded` blocks and the random start of `basis.of`
+    structure: Structure | None = None  # leaves that come and go; blocks are relative to `structure.start` then
 
 
 class LazyBlocks(Mapping[str, Block]):

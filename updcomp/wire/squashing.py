@@ -1,5 +1,6 @@
 """Several updates in a row as one, with the same result bit for bit."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ class _Row(Mapping[str, Block]):
         self._seed, self._exact = seed, exact
         self._specs = dtypes.specs(base)
         self._indices = {name: index for index, name in enumerate(self._specs)}
-        self._parts = [header.parse(update, len(base)) for update in updates]
+        self._parts = [header.parse(update, base) for update in updates]
         self._begin()
         self._names = sorted({name for blocks in self._blocks for name in blocks.names})
         self._places = {name: place for place, name in enumerate(self._names)}
@@ -84,7 +85,12 @@ class _Row(Mapping[str, Block]):
 
 
 def squash(
-    updates: Sequence[bytes], base: dtypes.Model, *, metadata: container.Texts | None = None, budget: float = 1.0
+    updates: Sequence[bytes],
+    base: dtypes.Model,
+    *,
+    metadata: container.Texts | None = None,
+    budget: float = 1.0,
+    compact: bool = False,
 ) -> bytes:
     """One update with the effect of several in a row; it is made of each leaf's blocks, or exact, whichever is smaller.
 
@@ -93,6 +99,7 @@ def squash(
       base: leaf name -> array; of a lazy model no more than a few leaves are held at a time.
       metadata: of the base's file, where an update covers them.
       budget: how much applying each of them may take, and the new one, as in `container.encode`.
+      compact: as in `container.encode`.
 
     Returns:
       The update's bytes; its result has the fingerprint that the last one promises.
@@ -114,10 +121,11 @@ def squash(
     result = _check_row(updates, base)
     texts = _texts(updates, metadata)
     seed = _seed(updates)
-    best, keeps = _encoded(updates, base, texts, budget, seed, exact=False)
+    encoded = functools.partial(_encoded, updates, base, texts, budget, compact=compact)
+    best, keeps = encoded(seed, exact=False)
     if keeps or seed:  # all blocks are exact already otherwise
-        best = min(best, _encoded(updates, base, texts, budget, 0, exact=True)[0], key=len)
-    if (found := header.fingerprints(best)[1]) != result:
+        best = min(best, encoded(0, exact=True)[0], key=len)
+    if not fingerprint.agree(found := header.fingerprints(best)[1], result):
         raise errors.CorruptUpdateError(f"result: expected the model {result.hex()}, found {found.hex()}")
     return best
 
@@ -126,11 +134,17 @@ def _check_row(updates: Sequence[bytes], base: dtypes.Model) -> bytes:
     """Checks that each update starts where the one before ends; returns the fingerprint of the last one's result."""
     if not updates:
         raise errors.Error("updates: expected at least one, found none")
+    for number, update in enumerate(updates, 1):
+        if header.parse(update).structure is not None:
+            raise errors.Error(
+                f"update {number} of {len(updates)}: expected one of the base's own leaves, found one that adds or "
+                "removes some; apply it by itself, or make one update between the first model and the last"
+            )
     container.check_base(updates[0], [fingerprint.of(base)])
     _, made = header.fingerprints(updates[0])
     for number, update in enumerate(updates[1:], 2):
         start, result = header.fingerprints(update)
-        if start != made:
+        if not fingerprint.agree(start, made):
             raise errors.WrongBaseError(
                 f"update {number} of {len(updates)}: expected one from the model {made.hex()} that the one before it "
                 f"makes, found one from {start.hex()}; give them in the order in which they are applied"
@@ -161,10 +175,11 @@ def _encoded(
     seed: int,
     *,
     exact: bool,
+    compact: bool,
 ) -> tuple[bytes, bool]:
     """(the one update, whether a block of it is not exact)."""
     row = _Row(updates, base, seed, budget, exact=exact)
-    update = container.encode(Packet(row, seed), base, metadata=texts, budget=budget)
+    update = container.encode(Packet(row, seed), base, metadata=texts, budget=budget, compact=compact)
     row.finish()
     return update, row.keeps
 

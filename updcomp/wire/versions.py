@@ -24,6 +24,8 @@ METADATA = 2  # flag: the update covers the metadata of the model's file
 SEED = 4  # flag: the header says the seed; else it is 0
 RAW = 8  # flag: there is a raw section
 EXTRA = 16  # flag: there are extra bits
+STRUCTURE = 32  # flag: leaves come or go
+COMPACT = 64  # flag: fingerprints of 8 bytes each, and no checksum
 
 
 class Version(NamedTuple):
@@ -53,13 +55,14 @@ _FIRST = (raw.KIND, differences.KIND, half.KIND, dense.KIND, sparse.KIND, seeded
 _KINDS_1 = numbered(*_FIRST, coefficients.KIND)
 _KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)
 _FLAGS_3 = VIEWS | METADATA | SEED | RAW | EXTRA
+_FLAGS_4 = _FLAGS_3 | STRUCTURE | COMPACT
 _KINDS_3 = _KINDS_2 | numbered(exact.KIND, changes.KIND)
 _KINDS_4 = _KINDS_3  # a new kind goes here
 VERSIONS = {
     1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, is_short=False, idle_lanes=True),
     2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, is_short=False, idle_lanes=False),
     3: Version(3, _KINDS_3, flags=_FLAGS_3, sizes_in_header=True, is_short=True, idle_lanes=False),
-    4: Version(4, _KINDS_4, flags=_FLAGS_3, sizes_in_header=True, is_short=True, idle_lanes=False),
+    4: Version(4, _KINDS_4, flags=_FLAGS_4, sizes_in_header=True, is_short=True, idle_lanes=False),
 }
 NEWEST = VERSIONS[max(VERSIONS)]  # the one that is written
 # Of two kinds with the same block, the first one chooses.
