@@ -55,6 +55,11 @@ class ComparisonConfig(Settings):
         "METHODS = {'name': factory}",
         later=added,
     )
+    update_bytes: tuple[str, ...] = setting(
+        (),
+        "compare fit_budget as well, which chooses method and setting, at these numbers of bytes, such as 300,1000",
+        later=anything,
+    )
     seeds: int = setting(3, "how many seeds; each has its own deployed model, samples and order", later=anything)
 
 
@@ -87,7 +92,7 @@ def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: F
     Raises:
       Error: a name, an option or a value does not fit; names the flag.
     """
-    given = config.methods or config.settings or config.settings_file
+    given = config.methods or config.settings or config.settings_file or config.update_bytes
     names = config.methods if given else _default_methods(defaults)
     if unknown := [name for name in names if name not in defaults]:
         raise Error(f"--methods: expected some of {', '.join(defaults)}, found {unknown[0]!r}; or use {EXAMPLE}")
@@ -100,11 +105,22 @@ def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: F
     for text in (part for value in config.settings for part in value.split(";") if part.strip()):
         name, values = specs.parse(text, flag="--settings", example=EXAMPLE)
         asked += [("--settings", name, options) for options in specs.combinations(values)]
+    asked += [("--update_bytes", "fit_budget", options) for options in _budgets(config)]
     cells: list[Cell] = []
     for flag, name, options in [("--methods", *REFERENCE), *asked]:
         if (name, options) not in [(cell.method, cell.setting) for cell in cells]:
             cells.append(Cell(name, options, build(flag, name, options, factories)))
     return Chosen(cells, from_file)
+
+
+def _budgets(config: ComparisonConfig) -> list[Setting]:
+    """The settings of fit_budget that --update_bytes asks for; the updates of an experiment are all compact or none."""
+    compact = {"compact": True} if getattr(config, "compact", False) else {}
+    try:
+        return [{"update_bytes": int(text), **compact} for text in config.update_bytes]
+    except ValueError:
+        expected = "expected whole numbers such as 300,1000"
+        raise Error(f"--update_bytes: {expected}, found {','.join(config.update_bytes)!r}") from None
 
 
 def read_file(path: str) -> tuple[Factories, list[Key]]:

@@ -18,8 +18,8 @@ import updcomp
 from experiments import scale_cells
 from tests.methods import worlds
 from tests.methods.test_sharded import sharded
-from updcomp import contribution, convolution, delta, methods, protocol, quantize, selection
-from updcomp.training import analysis, classification, devices, make_score, shifts, steps
+from updcomp import contribution, convolution, delta, methods, quantize, selection
+from updcomp.training import analysis, classification, devices, make_score, shifts, steps, validation
 from updcomp.training.data import Dataset
 from updcomp.training.language_model import language_model
 from updcomp.training.transformer import transformer
@@ -34,6 +34,7 @@ METHODS = {
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
+    "fit_budget": {"update_bytes": 10_000, "families": ("full",)},
 }
 MODULES = [
     importlib.import_module(info.name)
@@ -149,7 +150,7 @@ def test_every_program_of_the_library_lowers_for_gpus_and_tpus():
         train(methods.partial(ratio=0.3, fixed_share=0.5), deployed, task)
         train(methods.neurons(selection="gradient", weights=0.5), *images())
         train(methods.full(bits=8), *text())
-        protocol.rounds.score(deployed, task)
+        validation.score(deployed, task)
         make_score(task.objective)(deployed, task.validation)
         delta.to_block(jnp.zeros(4), jnp.ones(4), 4)
         other = {**deployed, "first": {**deployed["first"], "kernel": deployed["first"]["kernel"].at[0, 0].add(1)}}

@@ -38,6 +38,7 @@ TABLE = [
     ("magnitude_mask", {"ratio": 0.05}, True),
     ("neurons", {"selection": "velocity", "weights": 0.2}, True),
     ("neurons", {"memory": 0.8, "bits": 4}, True),
+    ("fit_budget", {"update_bytes": 300, "families": ("subspace",)}, True),
     ("by_path", {}, True),
 ]
 ROWS = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in TABLE]

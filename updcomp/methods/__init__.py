@@ -8,6 +8,7 @@ from collections.abc import Callable
 from updcomp.methods.base import Method
 from updcomp.methods.chosen_neurons import neurons
 from updcomp.methods.deep_partial_updating import partial
+from updcomp.methods.fitted_budget import fit_budget
 from updcomp.methods.fixed_mask import magnitude_mask, random_mask
 from updcomp.methods.full_updating import full
 from updcomp.methods.low_rank_factors import low_rank
@@ -22,12 +23,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "random_mask": random_mask,
     "magnitude_mask": magnitude_mask,
     "neurons": neurons,
+    "fit_budget": fit_budget,
 }
 
 __all__ = [
     "METHODS",
     "Method",
     "by_path",
+    "fit_budget",
     "full",
     "low_rank",
     "magnitude_mask",

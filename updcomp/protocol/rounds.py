@@ -4,7 +4,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,9 @@ from updcomp import api, processes, trees
 from updcomp.edge import files
 from updcomp.methods import Method
 from updcomp.protocol.device import Copy, Device, device_process, load, save
-from updcomp.training import devices
 from updcomp.training.compilation import measured
-from updcomp.training.objectives import Objective, mean_score
 from updcomp.training.tasks import Task
+from updcomp.training.validation import score
 from updcomp.trees import PyTree
 from updcomp.wire import apply
 from updcomp.wire.errors import WrongBaseError
@@ -71,29 +70,6 @@ class Stage(NamedTuple):
 
 class NothingSentWarning(UserWarning):
     """An update was given up, as it is no better on the validation data than what the device holds."""
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled_score(
-    objective: Objective, batch_size: int, sharding: jax.sharding.NamedSharding | None
-) -> Callable[[PyTree, PyTree], jax.Array]:
-    return jax.jit(functools.partial(mean_score, objective, batch_size=batch_size, sharding=sharding))
-
-
-def score(variables: PyTree, task: Task) -> float:
-    """The score of a model on a task's validation data.
-
-    Args:
-      variables: the model, as the wire makes it, so that rounding after training counts.
-      task: has the validation data and the objective.
-
-    Returns:
-      Higher is better.
-    """
-    mesh = devices.mesh_for(task.mesh, variables)
-    placed = devices.place(variables, mesh), devices.replicate(task.validation, mesh)
-    sharding = devices.batch_sharding(mesh, task.batch_axes)
-    return float(_compiled_score(task.objective, task.eval_batch_size, sharding)(*placed))
 
 
 def run_round(

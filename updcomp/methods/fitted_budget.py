@@ -1,0 +1,160 @@
+"""An update of at most so many bytes: the method and setting that spend them best on the validation data."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from updcomp import api, trees
+from updcomp.methods.base import Method
+from updcomp.methods.deep_partial_updating import partial
+from updcomp.methods.fixed_mask import magnitude_mask, random_mask
+from updcomp.methods.full_updating import full
+from updcomp.methods.low_rank_factors import low_rank
+from updcomp.methods.shared_subspace import subspace
+from updcomp.training.tasks import Task
+from updcomp.training.validation import score
+from updcomp.trees import PyTree
+from updcomp.wire import apply
+from updcomp.wire.errors import BudgetError, Error
+from updcomp.wire.packet import Packet
+
+_RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
+_TRIAL = 4  # a trial has so many times fewer epochs
+
+
+class Family(NamedTuple):
+    """One way of making updates, at several sizes."""
+
+    make: Callable[[Any], Method]  # of a size
+    sizes: Sequence[Any]  # ascending, of the updates as well
+
+
+FAMILIES: dict[str, Family] = {
+    "subspace": Family(lambda rank: subspace(rank=rank, bits=2), _RANKS),
+    "subspace, 3 bits": Family(lambda rank: subspace(rank=rank, bits=3), _RANKS),
+    "low_rank": Family(lambda rank: low_rank(rank=rank, bits=2, aux=4), _RANKS),
+    "partial": Family(lambda ratio: partial(ratio=ratio, bits=2, aux=4), _RATIOS),
+    "magnitude_mask": Family(lambda ratio: magnitude_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
+    "random_mask": Family(lambda ratio: random_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
+    "full": Family(lambda bits: full(bits=bits, aux=4), (2, 3, 4, 8)),
+}
+"""Name -> family; one more is tried as well."""
+
+
+class _Tried(NamedTuple):
+    """A training at one size."""
+
+    packet: Packet
+    bytes: int  # of the file
+    score: float  # on the validation data, of what the wire makes
+
+
+def fit_budget(
+    update_bytes: int,
+    *,
+    families: Mapping[str, Family] | Sequence[str] | None = None,
+    finalists: int = 3,
+    compact: bool = False,
+) -> Method:
+    """Spends a number of bytes as well as any method can: tries all, and takes the best on the validation data.
+
+    Of every family, the largest size whose file has at most `update_bytes` is searched by bisection with short
+    trainings, of a quarter of the task's epochs. The families whose updates score best then train in full; the update
+    that scores best after that is the one.
+
+    Args:
+      update_bytes: the most bytes of the encoded update, everything counted.
+      families: name -> family, or names among `FAMILIES`; default: all of these.
+      finalists: how many families train in full, at least 1.
+      compact: whether the update will be encoded so, as in `updcomp.encode`, which leaves more bytes.
+
+    Returns:
+      A method.
+
+    Raises:
+      Error: an option is out of range, or a name unknown.
+
+    The method raises BudgetError where not even the smallest size of any family fits; the message says its bytes.
+    """
+    if update_bytes < 1 or finalists < 1:
+        raise Error(f"update_bytes, finalists: expected at least 1, found {update_bytes}, {finalists}")
+    if not isinstance(families, Mapping):
+        if unknown := [name for name in families or () if name not in FAMILIES]:
+            raise Error(f"families: expected some of {', '.join(FAMILIES)}, found {unknown[0]!r}")
+        families = {name: FAMILIES[name] for name in families or FAMILIES}
+    return _Fitted(update_bytes, tuple(families.items()), finalists, compact)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """The method."""
+
+    update_bytes: int
+    families: tuple[tuple[str, Family], ...]
+    finalists: int
+    compact: bool
+
+    def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        """Trains the update."""
+        searches = [_Search(name, family, key, deployed, task, self.compact) for name, family in self.families]
+        fitting = {search: size for search in searches if (size := search.largest(self.update_bytes)) >= 0}
+        if not fitting:
+            smallest = min(searches, key=lambda search: search.tried(0).bytes)
+            raise BudgetError(
+                f"update_bytes: expected at least {smallest.tried(0).bytes} (the smallest update that was found, by "
+                f"{smallest.name}), found {self.update_bytes}"
+            )
+        best = sorted(fitting, key=lambda search: -_order(search.tried(fitting[search])))[: self.finalists]
+        found = [search.in_full(fitting[search], self.update_bytes) for search in best]
+        return max(found, key=_order).packet
+
+
+def _order(tried: _Tried) -> float:
+    return -math.inf if math.isnan(tried.score) else tried.score
+
+
+class _Search:
+    """The sizes of a family on one task."""
+
+    def __init__(self, name: str, family: Family, key: jax.Array, deployed: PyTree, task: Task, compact: bool) -> None:
+        self.name = name
+        self._family, self._key, self._deployed, self._task, self._compact = family, key, deployed, task, compact
+        self._short = task._replace(epochs=max(1, task.epochs // _TRIAL))
+        self._known: dict[int, _Tried] = {}
+
+    def largest(self, update_bytes: int) -> int:
+        """The largest size whose update fits after a short training, as its place; -1 if none does."""
+        fits, beyond = -1, len(self._family.sizes)
+        while beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            if self.tried(middle).bytes <= update_bytes:
+                fits = middle
+            else:
+                beyond = middle
+        return fits
+
+    def tried(self, place: int) -> _Tried:
+        """The size at a place, after a short training."""
+        if place not in self._known:
+            self._known[place] = self._train(place, self._short)
+        return self._known[place]
+
+    def in_full(self, place: int, update_bytes: int) -> _Tried:
+        """The same after a full training; of a smaller size, if that made it too large, or at worst the short one."""
+        for smaller in range(place, -1, -1):
+            if (found := self._train(smaller, self._task)).bytes <= update_bytes:
+                return max(found, self.tried(place), key=_order)
+        return self.tried(place)
+
+    def _train(self, place: int, task: Task) -> _Tried:
+        if task.checkpoints is not None:
+            task = task._replace(checkpoints=Path(task.checkpoints) / f"{self.name}-{place}-{task.epochs}")
+        packet = self._family.make(self._family.sizes[place])(self._key, self._deployed, task)
+        size = len(api.encode(packet, self._deployed, budget=math.inf, compact=self._compact))
+        leaves = apply.changed_leaves(packet, trees.HostModel(self._deployed))
+        return _Tried(packet, size, score(trees.with_leaves(self._deployed, leaves), task))
