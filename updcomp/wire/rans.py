@@ -21,10 +21,9 @@ TOTAL = 1 << PRECISION
 MAX_LANES = 1 << 12
 LOWEST = 1 << 16
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
-_FEW_LANES = 256
 _FEW_WORDS = 1 << 17
-_SLOTS_PER_SYMBOL = 32  # of a table that are laid out in the time of one bisection
-_SLOTS_PER_STEP = 1024  # and in the time that a step's bisection takes beside
+_SLOTS_PER_SYMBOL = 64  # of a table that are laid out in the time of one bisection
+_SLOTS_PER_STEP = 8192  # and in the time that a step's bisection takes beside
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
@@ -50,28 +49,23 @@ def choose_lanes(payload_bytes: float, symbols: int, longest: int) -> int:
 class Table(NamedTuple):
     """All slots of a few contexts: entry context << 14 | slot of each array."""
 
-    sizes: dtypes.Array  # size of the interval that holds the slot
-    offsets: dtypes.Array  # slot minus the start of that interval
+    sizes: dtypes.Array  # uint16: size of the interval that holds the slot
+    offsets: dtypes.Array  # uint16: slot minus the start of that interval
     symbols: dtypes.Array  # uint8: its symbol
 
     @classmethod
-    def of(cls, frequencies: dtypes.Array, lanes: int = 1) -> "Table":
+    def of(cls, frequencies: dtypes.Array) -> "Table":
         """Lays out the slots.
 
         Args:
           frequencies: int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`.
-          lanes: of the decoder: narrow tables are laid out and read faster, wide ones save few lanes a conversion.
-
-        Returns:
-          A table of int64 for few lanes, else of uint16.
         """
-        dtype = np.dtype(np.int64 if lanes <= _FEW_LANES else np.uint16)
         contexts, symbols = frequencies.shape
         counts = frequencies.reshape(-1)
-        offsets = np.tile(np.arange(TOTAL, dtype=dtype), contexts)
-        offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(dtype), counts)
+        offsets = np.tile(np.arange(TOTAL, dtype=np.uint16), contexts)
+        offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(np.uint16), counts)
         names = np.tile(np.arange(symbols, dtype=np.uint8), contexts)
-        return cls(np.repeat(counts.astype(dtype), counts), offsets, np.repeat(names, counts))
+        return cls(np.repeat(counts.astype(np.uint16), counts), offsets, np.repeat(names, counts))
 
     def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
         """uint8: the symbols of these slots."""
@@ -103,7 +97,7 @@ class Intervals(NamedTuple):
         return self.symbols[self._find(slots)]
 
     def _find(self, slots: dtypes.Array) -> dtypes.Array:
-        return np.searchsorted(self.starts, slots, side="right") - 1
+        return self.starts.searchsorted(slots, side="right") - 1
 
 
 def starts_of(frequencies: dtypes.Array) -> dtypes.Array:
@@ -233,7 +227,7 @@ class Decoder:
         worth = _SLOTS_PER_SYMBOL * count + _SLOTS_PER_STEP * steps
         if len(frequencies) << PRECISION > worth:
             return Intervals.of(frequencies)
-        return Table.of(frequencies, len(self._states))
+        return Table.of(frequencies)
 
     def pull(self, count: int, table: Table | Intervals, contexts: dtypes.Array | None = None) -> dtypes.Array:
         """Decodes a segment.
