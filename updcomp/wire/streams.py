@@ -1,6 +1,5 @@
 """The three sections of an update's payload: raw bytes, plain extra bits, and coded segments of integers."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -181,7 +180,7 @@ class Reader:
 
     def symbol(self, width: int) -> int:
         """One of 2^width equal symbols."""
-        return int(self._coded.pull(1, _equal_symbols(width))[0])
+        return self._coded.equal(width)
 
     def number(self) -> int:
         """A count or rank."""
@@ -303,11 +302,6 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected no more bytes, found {len(self._raw)}")
         self._coded.finish(idle_lanes=idle_lanes)
         self._extra.finish()
-
-
-@functools.cache
-def _equal_symbols(width: int) -> rans.Table:
-    return rans.Table.of(np.full((1, 1 << width), rans.TOTAL >> width))
 
 
 def _two_symbols(count: int, size: int) -> dtypes.Array:
