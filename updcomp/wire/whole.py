@@ -220,8 +220,9 @@ def _lines(magnitudes: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     """Half-octaves (r, c) of mean magnitudes of about 2^((r_i + c_j) / 2), by alternating maximum likelihood."""
     y = np.ones(magnitudes.shape[1], np.float32)
     for _ in range(_SWEEPS):
-        x = (magnitudes @ (1 / y) + 0.5) / len(y)
-        y = ((1 / x) @ magnitudes + 0.5) / len(x)
+        # Not by BLAS, whose threads wait for each other longer than this takes.
+        x = (np.einsum("ij,j->i", magnitudes, 1 / y) + 0.5) / len(y)
+        y = (np.einsum("ij,i->j", magnitudes, 1 / x) + 0.5) / len(x)
     return 2 * np.log2(x), 2 * np.log2(y)
 
 
