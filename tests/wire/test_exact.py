@@ -195,7 +195,7 @@ def test_cells_and_what_is_within_give_the_pattern(dtype, seed, below):
     patterns = np.random.default_rng(seed).integers(0, 2**64, 200, np.uint64).astype(dtype)
     grid = cells.Grid(mantissa, exponent, max(1, (1 << exponent) - 1 - min(below, 51)))
     found = grid.cells(patterns)
-    low = grid.low(patterns, found)
+    low = grid.low(patterns, grid.widths(found))
     assert (low < np.uint64(1) << grid.widths(found).astype(np.uint64)).all()
     np.testing.assert_array_equal(grid.bits(found, low, patterns.dtype), patterns)
     ordered = np.argsort(patterns[patterns < 1 << mantissa + exponent])

@@ -70,8 +70,7 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: 
     for segment in (gap_segment, move_segment):
         writer.late(segment.low, tokens.widths(segment.symbols))
     if grid:
-        there = grid.cells(after)
-        writer.late(grid.low(after, there), grid.widths(there))
+        write_within(writer, after, grid)
 
 
 def read(
@@ -168,6 +167,12 @@ def read_grid(reader: streams.Reader, old: dtypes.Array, layout: Layout | None) 
     if not 0 < base < 1 << layout[1]:
         raise errors.CorruptUpdateError(f"grid: expected a step of exponent 1 to {(1 << layout[1]) - 1}, found {base}")
     return cells.Grid(*layout, base)
+
+
+def write_within(writer: streams.Writer, new: dtypes.Array, grid: cells.Grid) -> None:
+    """Where in their cells the new patterns of weights that move are."""
+    widths = grid.widths(grid.cells(new))
+    writer.late(grid.low(new, widths), widths)
 
 
 def read_moved(reader: streams.Reader, moves: dtypes.Array, old: dtypes.Array, grid: cells.Grid | None) -> dtypes.Array:

@@ -131,10 +131,11 @@ def _parts_of(size: int, shape: tuple[int, ...]) -> tuple[int, list[slice]]:
 
 def _write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, columns: int, layout: Layout | None) -> None:
     """A piece."""
-    changed = new != old
-    grid = changes.choose_grid(new[changed], old[changed], layout)
+    places = np.flatnonzero(new != old)
+    after, before = new[places], old[places]
+    grid = changes.choose_grid(after, before, layout)
     moves = np.zeros(len(new), np.int64)
-    moves[changed] = cells.moves(new[changed], old[changed], grid)
+    moves[places] = cells.moves(after, before, grid)
     changes.write_grid(writer, grid, layout)
     exponents = _exponents(old, layout) if layout and grid is None else None
     segment = streams.Segment.of(moves, signed=True)
@@ -142,15 +143,15 @@ def _write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, columns
     _write_sizes(writer, sizes, columns, exponents is not None)
     contexts, scales = _contexts(sizes, exponents, len(old))
     writer.symbols(segment, scales, contexts, models.chunks(len(old)))
-    low, at = tokens.widths(segment.symbols), 0
+    widths, done, moved = tokens.widths(segment.symbols), 0, 0
     for part in _slices(len(old)):
-        count = int(np.count_nonzero(segment.symbols[part] >= tokens.DIRECT))
-        writer.late(segment.low[at : at + count], low[at : at + count])
-        at += count
+        end = done + int(np.count_nonzero(segment.symbols[part] >= tokens.DIRECT))
+        writer.late(segment.low[done:end], widths[done:end])
+        done = end
         if grid:
-            after = new[part][changed[part]]
-            there = grid.cells(after)
-            writer.late(grid.low(after, there), grid.widths(there))
+            end = int(np.searchsorted(places, part.stop))
+            changes.write_within(writer, after[moved:end], grid)
+            moved = end
 
 
 def _read(reader: streams.Reader, old: dtypes.Array, columns: int, layout: Layout | None) -> dtypes.Array:
