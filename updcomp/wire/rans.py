@@ -255,8 +255,9 @@ class Decoder:
             part = slice(start, min(start + _BLOCK, count))
             length = part.stop - start
             words = self._words[self._next : self._next + length].tolist()
-            own = [0] * length if contexts is None else contexts[part].tolist()
-            found[part], taken = singly.decode(states, words, table, own)
+            bases = [0] * length if contexts is None else (contexts[part].astype(np.int64) << PRECISION).tolist()
+            intervals, taken = singly.decode(states, words, table, bases)
+            found[part] = np.array(intervals) % table.symbols
             if taken > len(words) and not self._is_short:
                 raise _end_error()
             self._next += min(taken, len(words))

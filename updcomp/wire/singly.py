@@ -1,5 +1,6 @@
 """rANS one symbol at a time, in Python integers: faster than a step of NumPy where only a few lanes take part in it."""
 
+import itertools
 from bisect import bisect_right
 
 from updcomp.wire.tables import PRECISION, TOTAL, Lists
@@ -30,29 +31,29 @@ def encode(states: list[int], starts: list[int], sizes: list[int]) -> list[int]:
     return words[::-1]
 
 
-def decode(states: list[int], words: list[int], table: Lists, contexts: list[int]) -> tuple[list[int], int]:
+def decode(states: list[int], words: list[int], table: Lists, bases: list[int]) -> tuple[list[int], int]:
     """Decodes a segment.
 
     Args:
       states: of all lanes; they are changed.
       words: the next ones, as many as there are symbols, or all that are left.
       table: of all contexts.
-      contexts: of the symbols.
+      bases: the contexts of the symbols, each times 2^14.
 
     Returns:
-      (the symbols, how many words they take), which may be more than there are: these are 0.
+      (the intervals, how many words they take), which may be more than there are: lanes that lack one stay low.
     """
-    symbols, lanes, taken = [], len(states), 0
-    sizes, starts, alphabet = table
-    for i, context in enumerate(contexts):
-        state = states[i % lanes]
-        slot = context << PRECISION | state % TOTAL
-        found = bisect_right(starts, slot) - 1
-        state = sizes[found] * (state >> PRECISION) + slot - starts[found]
+    found, lanes, taken = [], len(states), 0
+    sizes, starts, _ = table
+    for base, lane in zip(bases, itertools.cycle(range(lanes)), strict=False):
+        state = states[lane]
+        slot = base | state % TOTAL
+        interval = bisect_right(starts, slot) - 1
+        state = sizes[interval] * (state >> PRECISION) + slot - starts[interval]
         if state < LOWEST:
             if taken < len(words):
                 state = state << 16 | words[taken]
             taken += 1
-        states[i % lanes] = state
-        symbols.append(found % alphabet)
-    return symbols, taken
+        states[lane] = state
+        found.append(interval)
+    return found, taken
