@@ -65,7 +65,20 @@ class Encoder:
           sizes: integers (n,), sizes of the intervals, from 1 to 2^14.
         """
         if len(starts):
-            self._segments.append((starts.astype(np.uint16), sizes.astype(np.uint16)))
+            self._segments.append((starts.astype(np.uint16, copy=False), sizes.astype(np.uint16, copy=False)))
+
+    def code(self, symbols: dtypes.Array, frequencies: dtypes.Array, contexts: dtypes.Array | None = None) -> None:
+        """Adds a segment.
+
+        Args:
+          symbols: integers (n,).
+          frequencies: as `tables.Table.of` takes them.
+          contexts: integers (n,), which context each symbol has; all 0 if not given.
+        """
+        index = symbols.astype(np.intp)
+        if contexts is not None:
+            index += np.multiply(contexts, frequencies.shape[1], dtype=np.intp)
+        self.push(*(part.astype(np.uint16).take(index) for part in (starts_of(frequencies), frequencies)))
 
     @property
     def cost(self) -> float:

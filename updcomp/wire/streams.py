@@ -113,9 +113,7 @@ class Writer:
         adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed, count_weight=count_weight)
         for part in chunks:
             symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
-            frequencies = adaptive.frequencies()
-            index = (0 if context is None else context, symbols)
-            self._coded.push(rans.starts_of(frequencies)[index], frequencies[index])
+            self._coded.code(symbols, adaptive.frequencies(), context)
             adaptive.update(symbols, context)
 
     def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
