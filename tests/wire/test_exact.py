@@ -188,6 +188,14 @@ def test_ranks_and_places_are_inverse(size, starts, seed):
     np.testing.assert_array_equal(classes.ranks(places, changed), np.concatenate(chosen))
 
 
+@pytest.mark.parametrize("count", [density._count_bits, density._counts])
+def test_bits_are_counted_with_and_without_numpy_2(count):
+    words = np.array([0, 1, 2**64 - 1, 0x8000000000000001, 0x5555555555555555, 0x123456789ABCDEF0], np.uint64)
+    found = count(words)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [int(word).bit_count() for word in words]
+
+
 @settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.sampled_from(sorted(LAYOUTS)), st.integers(0, 2**32), st.integers(0, 60))
 def test_cells_and_what_is_within_give_the_pattern(dtype, seed, below):
