@@ -17,6 +17,7 @@ from updcomp.wire import dtypes, errors
 
 _MANTISSA = 52  # bits of a float64
 _BIAS = 1023
+_SLICE = 1 << 15  # weights at a time: what is made of them stays in the cache
 _HIGHEST = 51  # octaves above the step: cells are exact in float64
 
 
@@ -55,8 +56,8 @@ class Grid(NamedTuple):
             wide &= np.uint64((1 << 63) - 1)
             floats[magnitudes < self._step] = 0
         found = floats.astype(np.int64)
-        # Minus one less: the bits of the cell inverted.
-        found ^= -(bits >> bits.dtype.type(self.mantissa + self.exponent)).astype(np.int64)
+        # Minus one less: the bits of the cell inverted where the sign, the top bit, is set.
+        found ^= bits.view(f"<i{bits.itemsize}") >> (8 * bits.itemsize - 1)
         return found
 
     def widths(self, cells: dtypes.Array) -> dtypes.Array:
@@ -124,9 +125,13 @@ def moves(new: dtypes.Array, old: dtypes.Array, grid: Grid | None) -> dtypes.Arr
     """
     if grid is None:
         return (new - old).view(f"<i{old.itemsize}").astype(np.int64)
-    found = grid.cells(new)
-    found -= grid.cells(old)
-    found += found >= 0
+    found = np.empty(len(new), np.int64)
+    for start in range(0, len(new), _SLICE):
+        part = slice(start, start + _SLICE)
+        here = grid.cells(new[part])
+        here -= grid.cells(old[part])
+        here += here >= 0
+        found[part] = here
     return found
 
 

@@ -22,7 +22,7 @@ _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
 _FEW_WORDS = 1 << 17
 _SLOTS_PER_SYMBOL = 64  # of a table that are laid out in the time of one bisection
 _SLOTS_PER_STEP = 8192  # and in the time that a step's bisection takes beside
-_BLOCK = 1 << 14  # symbols whose intervals are converted at once
+_BLOCK = 1 << 14  # symbols at a time, a multiple of all lanes: what is made of them stays in the cache
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
@@ -230,14 +230,27 @@ class Decoder:
         self._longest = max(self._longest, count)
         if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
             raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
-        if isinstance(table, tables.Lists):
-            return self._pull_singly(count, table, contexts)
-        slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
+        found = np.empty(count, np.uint8)
+        for start in range(0, count, _BLOCK):
+            part = slice(start, min(start + _BLOCK, count))
+            bases: dtypes.Array = np.zeros(part.stop - start, np.int64)
+            if contexts is not None:
+                np.copyto(bases, contexts[part])
+                bases <<= PRECISION
+            if isinstance(table, tables.Lists):
+                found[part] = self._singly(bases, table)
+            else:
+                found[part] = self._in_steps(bases, table)
+        return found
+
+    def _in_steps(self, slots: dtypes.Array, table: tables.Table | tables.Intervals) -> dtypes.Array:
+        """Some symbols, uint8; `slots` are their contexts, each times 2^14, and become their slots."""
+        lanes = len(self._states)
         size: dtypes.Array = np.empty(lanes, table.sizes.dtype)
         offset: dtypes.Array = np.empty(lanes, table.sizes.dtype)
         below = np.empty(lanes, bool)
         low = np.empty(lanes, np.int64)
-        for start in range(0, count, lanes or 1):
+        for start in range(0, len(slots), lanes):
             slot = slots[start : start + lanes]
             n = len(slot)
             if n < lanes:
@@ -260,22 +273,16 @@ class Decoder:
                 self._feed(state, hungry)
         return table.symbols_at(slots)
 
-    def _pull_singly(self, count: int, table: tables.Lists, contexts: dtypes.Array | None) -> dtypes.Array:
-        """`pull` where steps have few symbols."""
-        found = np.empty(count, np.uint8)
-        states = self._states[:count].tolist()
-        for start in range(0, count, _BLOCK):
-            part = slice(start, min(start + _BLOCK, count))
-            length = part.stop - start
-            words = self._words[self._next : self._next + length].tolist()
-            bases = [0] * length if contexts is None else (contexts[part].astype(np.int64) << PRECISION).tolist()
-            intervals, taken = singly.decode(states, words, table, bases)
-            found[part] = np.array(intervals) % table.symbols
-            if taken > len(words) and not self._is_short:
-                raise _end_error()
-            self._next += min(taken, len(words))
-        self._states[:count] = states
-        return found
+    def _singly(self, bases: dtypes.Array, table: tables.Lists) -> dtypes.Array:
+        """The same, symbol by symbol."""
+        states = self._states[: len(bases)].tolist()
+        words = self._words[self._next : self._next + len(bases)].tolist()
+        intervals, taken = singly.decode(states, words, table, bases.tolist())
+        if taken > len(words) and not self._is_short:
+            raise _end_error()
+        self._next += min(taken, len(words))
+        self._states[: len(bases)] = states
+        return np.array(intervals) % table.symbols
 
     def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
         """Gives the next words to the lanes that need one."""
