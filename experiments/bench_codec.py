@@ -102,13 +102,14 @@ def _zstandard() -> Any | None:
 
 def _exact(case: codec_cases.Case, peers: dict[str, codec_peers.Peer], repeats: int) -> dict[str, Any]:
     pairs = list(case.pairs)
+    megabytes = _megabytes(pairs)
     rows = {"updcomp": _ours(pairs, repeats)}
     for name, peer in peers.items():
-        if sum(leaf.nbytes for leaf in pairs[0][0].values()) <= peer.most_bytes:
+        if megabytes * 1e6 <= peer.most_bytes:
             rows[name] = _theirs(peer, pairs, repeats)
     return {
         "about": case.about,
-        "megabytes": sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6,
+        "megabytes": megabytes,
         "rows": rows,
         "entropy": codec_entropy.own(pairs) | codec_entropy.of(pairs),
         "ablation": codec_entropy.ablation(pairs[0]),
@@ -165,8 +166,12 @@ def _theirs(peer: codec_peers.Peer, pairs: list[tuple[Model, Model]], repeats: i
 
 
 def _row(pairs: list[tuple[Model, Model]], size: float, encoding: float, applying: float) -> dict[str, float]:
-    megabytes = sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6
+    megabytes = _megabytes(pairs)
     return {"bytes": size, "encode MB/s": megabytes / encoding, "apply MB/s": megabytes / applying}
+
+
+def _megabytes(pairs: list[tuple[Model, Model]]) -> float:
+    return sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6
 
 
 def _verify(found: list[np.ndarray], expected: list[np.ndarray]) -> None:

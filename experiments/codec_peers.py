@@ -23,7 +23,7 @@ class Peer(NamedTuple):
 
     encode: Callable[[Leaves, Leaves], Any]  # old, new -> anything with bytes in it
     decode: Callable[[Any, Leaves], Leaves]  # that, old -> new
-    most_bytes: float = float("inf")  # of a model that it takes in minutes
+    most_bytes: float = float("inf")  # of a case that it takes in minutes
 
 
 def size_of(made: Any) -> int:
@@ -48,7 +48,7 @@ def peers() -> tuple[dict[str, Peer], list[str]]:
         except ImportError:
             notes.append(f"{names}: {package} is not installed; pip install {package}")
     if shutil.which("zstd"):
-        found["zstd -19 --patch-from"] = Peer(_patch, _unpatch)
+        found["zstd -19 --patch-from"] = Peer(_patch, _unpatch, most_bytes=5e7)
     else:
         notes.append("zstd -19 --patch-from: the program zstd is not installed")
     return found, notes
