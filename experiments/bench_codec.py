@@ -1,22 +1,33 @@
-"""Exact updates beside what else sends the difference of two models: bytes, speed both ways, memory, their bounds.
+"""Updates beside what else sends the difference of two models: bytes, speed both ways, memory, their bounds.
 
-The cases are trained or made by `codec_cases`, and kept in the working folder. Everything is verified bit for bit.
+The cases are trained or made by `codec_cases`, and kept in the working folder. Exact updates are verified bit for bit;
+lossy ones are compared at equal accuracy and at equal errors.
 """
 
 import dataclasses
 import functools
+import importlib
+import importlib.util
 import os
 import statistics
 import sys
 import time
-import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import codec_cases, codec_entropy, codec_peers
+from experiments import (
+    codec_cases,
+    codec_entropy,
+    codec_growth,
+    codec_images,
+    codec_lossy,
+    codec_nncodec,
+    codec_peers,
+    codec_report,
+)
 from experiments.config import Settings, anything, at_least, setting
 from experiments.results import write_figures
 from updcomp import api
@@ -24,6 +35,9 @@ from updcomp.wire import container, fingerprint
 from updcomp.wire.errors import Error
 
 Model = dict[str, np.ndarray]
+
+_LOSSY = ("A", "B", "As", "Bs", "E")
+_JUDGES = {"A": "A", "B": "B", "As": "A", "Bs": "B"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +50,8 @@ class Config(Settings):
     large_bytes: int = setting(
         1_000_000_000, "of the largest model on which time and memory are measured; 0: none", check=at_least(0)
     )
+    lossy: str = setting(",".join(_LOSSY), f"cases of lossy updates, of {', '.join(_LOSSY)}")
+    nncodec_python: str | None = setting(None, "interpreter of an environment with nncodec", later=anything)
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
@@ -51,32 +67,62 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
       Error: there is no such case.
     """
-    names = [name for name in config.cases.split(",") if name]
-    if unknown := set(names) - codec_cases.CASES.keys():
-        raise Error(f"--cases: expected some of {', '.join(codec_cases.CASES)}, found {sorted(unknown)[0]!r}")
+    exact, lossy = _named("cases", config.cases, codec_cases.CASES), _named("lossy", config.lossy, _LOSSY)
     peers, notes = codec_peers.peers()
-    figures: dict[str, Any] = {"notes": notes, "load": os.getloadavg()[0], "cases": {}}
-    for case in codec_cases.cases(names, workdir, config.data_dir):
-        pairs = list(case.pairs)
-        rows = {"updcomp": _ours(pairs, config.repeats)}
-        for name, peer in peers.items():
-            if sum(leaf.nbytes for leaf in pairs[0][0].values()) <= peer.most_bytes:
-                rows[name] = _theirs(peer, pairs, config.repeats)
-        figures["cases"][case.name] = {
-            "about": case.about,
-            "megabytes": sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6,
-            "rows": rows,
-            "entropy": codec_entropy.of(pairs),
-            "ablation": codec_entropy.ablation(pairs[0]),
-        }
+    figures: dict[str, Any] = {"notes": notes, "load": os.getloadavg()[0], "cases": {}, "lossy": {}}
+    for case in codec_cases.cases(exact, workdir, config.data_dir):
+        figures["cases"][case.name] = _exact(case, peers, config.repeats)
         _show(case.name, figures["cases"][case.name])
+    ways = codec_lossy.ways(_zstandard())
+    if config.nncodec_python:
+        ways |= codec_nncodec.ways(config.nncodec_python)
+    for case in codec_cases.cases(lossy, workdir, config.data_dir):
+        figures["lossy"][case.name] = found = _lossy(case, ways, config.data_dir)
+        for what, rows in found.items():
+            _tell(f"{case.name}, {what}", rows)
     if config.large_bytes:
-        figures["growth"] = growth(config.large_bytes)
+        figures["growth"] = codec_growth.growth(config.large_bytes)
     for note in notes:
         print(note)
     write_figures(workdir, "bench_codec", figures)
-    (workdir / "report.md").write_text(report(figures))
+    codec_report.write(workdir, figures)
     return figures
+
+
+def _named(flag: str, text: str, known: Collection[str]) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise Error(f"--{flag}: expected some of {', '.join(known)}, found {unknown[0]!r}")
+    return names
+
+
+def _zstandard() -> Any | None:
+    return importlib.import_module("zstandard") if importlib.util.find_spec("zstandard") else None
+
+
+def _exact(case: codec_cases.Case, peers: dict[str, codec_peers.Peer], repeats: int) -> dict[str, Any]:
+    pairs = list(case.pairs)
+    megabytes = _megabytes(pairs)
+    rows = {"updcomp": _ours(pairs, repeats)}
+    for name, peer in peers.items():
+        if megabytes * 1e6 <= peer.most_bytes:
+            rows[name] = _theirs(peer, pairs, repeats)
+    return {
+        "about": case.about,
+        "megabytes": megabytes,
+        "rows": rows,
+        "entropy": codec_entropy.own(pairs) | codec_entropy.of(pairs),
+        "ablation": codec_entropy.ablation(pairs[0]),
+    }
+
+
+def _lossy(case: codec_cases.Case, ways: dict[str, codec_lossy.Way], data_dir: str | None) -> dict[str, Any]:
+    pair = (case.models[0], case.models[1])
+    if case.name not in _JUDGES:
+        return {"at equal relative error": codec_lossy.at_equal_relative_error(pair, ways)}
+    right = codec_lossy.at_equal_accuracy(pair, codec_images.judge(_JUDGES[case.name], data_dir), ways)
+    error = next(iter(right.values()))["largest error"]
+    return {"at equal accuracy": right, "at equal error": codec_lossy.at_equal_error(pair, error, ways)}
 
 
 def _seconds(action: Callable[[], Any], repeats: int) -> tuple[Any, float]:
@@ -120,49 +166,18 @@ def _theirs(peer: codec_peers.Peer, pairs: list[tuple[Model, Model]], repeats: i
 
 
 def _row(pairs: list[tuple[Model, Model]], size: float, encoding: float, applying: float) -> dict[str, float]:
-    megabytes = sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6
+    megabytes = _megabytes(pairs)
     return {"bytes": size, "encode MB/s": megabytes / encoding, "apply MB/s": megabytes / applying}
+
+
+def _megabytes(pairs: list[tuple[Model, Model]]) -> float:
+    return sum(leaf.nbytes for old, _ in pairs for leaf in old.values()) / 1e6
 
 
 def _verify(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
     for one, other in zip(found, expected, strict=True):
         if one.tobytes() != other.tobytes():
             raise Error("peer: expected the new model, found another")
-
-
-def growth(largest: int) -> list[dict[str, float]]:
-    """Time, and the most memory beside the two models, of case C several times over, up to so many bytes."""
-    found, scale = [], 1
-    while True:
-        old, new = codec_cases.one_step(scale)
-        megabytes = sum(leaf.nbytes for leaf in old.values()) / 1e6
-        figures: dict[str, float] = {"megabytes": megabytes, "largest leaf": max(x.nbytes for x in old.values()) / 1e6}
-        start = time.perf_counter()
-        update = api.encode(api.diff(old, new), old)
-        encoded = time.perf_counter()
-        container.apply_update(update, old)
-        figures |= {"encode s": encoded - start, "apply s": time.perf_counter() - encoded, "bytes": len(update)}
-        if megabytes < 200:
-            figures |= _peaks(old, new, update)
-        found.append(figures)
-        print(figures, flush=True)
-        scale *= 5
-        if megabytes * 5e6 > largest:
-            return found
-
-
-def _peaks(old: Model, new: Model, update: bytes) -> dict[str, float]:
-    """MiB beside both models."""
-    tracemalloc.start()
-    try:
-        api.encode(api.diff(old, new), old)
-        encoding = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        made = container.apply_update(update, old)
-        applying = tracemalloc.get_traced_memory()[1] - sum(leaf.nbytes for leaf in made.values())
-    finally:
-        tracemalloc.stop()
-    return {"encode MiB": encoding / 2**20, "apply MiB": applying / 2**20}
 
 
 def _show(name: str, case: dict[str, Any]) -> None:
@@ -174,21 +189,7 @@ def _show(name: str, case: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def report(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    lines = ["# Exact updates beside others", "", f"Load at the start: {figures['load']:.1f}.", ""]
-    for name, case in figures["cases"].items():
-        lines += [f"## {name}: {case['about']} ({case['megabytes']:.1f} MB)", ""]
-        lines += ["| way | bytes | encode MB/s | apply MB/s |", "|---|---|---|---|"]
-        for way, row in sorted(case["rows"].items(), key=lambda item: item[1]["bytes"]):
-            lines.append(f"| {way} | {row['bytes']:,.0f} | {row['encode MB/s']:.1f} | {row['apply MB/s']:.1f} |")
-        lines += ["", "| what bounds it, and what contexts buy | bytes |", "|---|---|"]
-        lines += [f"| {what} | {value:,.0f} |" for what, value in (case["entropy"] | case["ablation"]).items()] + [""]
-    if "growth" in figures:
-        columns = list(figures["growth"][0])
-        lines += ["## How time and memory grow", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += [
-            "| " + " | ".join(f"{row.get(one, float('nan')):,.1f}" for one in columns) + " |"
-            for row in figures["growth"]
-        ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in figures["notes"])]) + "\n"
+def _tell(title: str, rows: dict[str, dict[str, float]]) -> None:
+    print(f"\n{title}")
+    for way, row in rows.items():
+        print(f"{way}: {', '.join(f'{what} {value:,.6g}' for what, value in row.items())}", flush=True)

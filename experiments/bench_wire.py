@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.results import write_figures
 from updcomp.edge import files
-from updcomp.wire import container, dtypes, fingerprint, rans
+from updcomp.wire import container, dtypes, fingerprint, rans, tables
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
 from updcomp.wire.kinds.dense import Dense
@@ -82,7 +82,7 @@ def _rans(count: int, repeats: int) -> dict[str, float]:
     frequencies[7] += rans.TOTAL - frequencies.sum()
     symbols = np.random.default_rng(0).choice(15, count, p=frequencies / rans.TOTAL).astype(np.uint8)
     sizes, starts = frequencies[symbols], rans.starts_of(frequencies[None])[0][symbols]
-    table = rans.Table.of(frequencies[None])
+    table = tables.Table.of(frequencies[None])
     encoder = rans.Encoder()
     encoder.push(starts, sizes)
     lanes, data = encoder.finish()

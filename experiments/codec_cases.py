@@ -5,37 +5,26 @@
   As, Bs: the same with 99 % of the changes undone, drawn at random.
   C: 20 million bfloat16 weights after one step of a trainer whose float32 weights move by less than 1e-6 each.
   D6, D5: the language model in bfloat16, 20 consecutive steps of Adam at a rate of 1e-6 and of 1e-5.
+  E: the language model in bfloat16 after its warm-up, and with an adapter of rank 8 trained on other text merged into
+    every matrix.
 
 A case is kept in the working folder, so that a second run finds it there.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.images import ShiftConfig, load
-from experiments.trainings import task_of
-from experiments.worlds import keys_of
-from updcomp import methods, trees
+from experiments import codec_images, codec_language
 from updcomp.edge import files
-from updcomp.training import data, models, text
-from updcomp.training.classification import classification
-from updcomp.training.language_model import language_model
-from updcomp.training.shifts import random_rotation
-from updcomp.training.transformer import Variables, transformer
-from updcomp.wire import apply, dtypes
+from updcomp.wire import dtypes
 
 Weights = dict[str, np.ndarray]
 
 _KEPT = 0.01  # of the changes in As and Bs
-_STEPS = 20
-_WARM_UP = 150  # steps of the language model before the first that is sent
-_RATES = {"D6": 1e-6, "D5": 1e-5}
 _BLOCK = {"query": (1024, 1024), "key": (1024, 1024), "value": (1024, 1024), "out": (1024, 1024)}
 _SHAPES = {
     "embedding": (7188, 1024),
@@ -86,40 +75,12 @@ def _kept(folder: Path, name: str, count: int, make: Callable[[], list[Weights]]
     return [dict(files.read_model(path).model) for path in paths]
 
 
-def _trained(config: ShiftConfig, model: models.Model) -> list[Weights]:
-    """A model of upright images, and of rotated ones."""
-    source = load(config).source
-    counts = (config.pretrain_samples, config.samples, config.validation_samples)
-    before, new, validation = data.split(source.train, counts, seed=0)
-    keys, objective = keys_of(0), classification(model.apply)
-
-    def turned(samples: data.Dataset, key: jax.Array) -> data.Dataset:
-        rotated = random_rotation(key, jnp.asarray(samples.images), low=30.0, high=45.0)
-        return samples._replace(images=np.asarray(rotated))
-
-    def fit(key: jax.Array, start: Any, train: data.Dataset, known: data.Dataset, epochs: int) -> Any:
-        task = task_of(config, objective, train, known)._replace(epochs=epochs)
-        packet = methods.full()(key, start, task)
-        return trees.with_leaves(start, apply.changed_leaves(packet, trees.HostModel(start)))
-
-    start = model.init(keys.init, source.train.images)
-    old = fit(keys.pretrain, start, before, validation, config.pretrain_epochs)
-    after = turned(validation, keys.validation)
-    return [
-        dict(trees.HostModel(tree))
-        for tree in (old, fit(keys.update, old, turned(new, keys.new), after, config.epochs))
-    ]
+def _images(name: str, folder: Path, data_dir: str | None) -> list[Weights]:
+    return _kept(folder, name, 2, lambda: codec_images.pair(name, data_dir))
 
 
-def _perceptron(folder: Path, data_dir: str | None) -> list[Weights]:
-    config = ShiftConfig(dataset="mnist", data_dir=data_dir)
-    return _kept(folder, "A", 2, lambda: _trained(config, models.mlp()))
-
-
-def _convolutions(folder: Path, data_dir: str | None) -> list[Weights]:
-    config = ShiftConfig(dataset="cifar10", data_dir=data_dir, model="vgg", augment="none", pretrain_epochs=4, epochs=4)
-    small = models.vgg(stages=((32,), (64,), (128,)), dense=(512,))
-    return _kept(folder, "B", 2, lambda: _trained(config, small))
+def _seldom(name: str, folder: Path, data_dir: str | None) -> list[Weights]:
+    return _undone(_images(name, folder, data_dir))
 
 
 def _undone(pair: list[Weights]) -> list[Weights]:
@@ -132,7 +93,7 @@ def _undone(pair: list[Weights]) -> list[Weights]:
     return [old, less]
 
 
-def _one_step(folder: Path, _: str | None) -> list[Weights]:
+def _drawn(folder: Path, _: str | None) -> list[Weights]:
     return _kept(folder, "C", 2, one_step)
 
 
@@ -157,48 +118,22 @@ def one_step(scale: int = 1) -> list[Weights]:
     return [old, new]
 
 
-def _language(name: str) -> Callable[[Path, str | None], list[Weights]]:
-    return lambda folder, _: _kept(folder, name, 1 + _STEPS, lambda: _steps(_RATES[name]))
+def _steps(name: str, folder: Path, _: str | None) -> list[Weights]:
+    rate = {"D6": 1e-6, "D5": 1e-5}[name]
+    return _kept(folder, name, 1 + codec_language.STEPS, lambda: codec_language.steps(rate))
 
 
-def _steps(rate: float) -> list[Weights]:
-    """The language model in bfloat16 before each of some steps of Adam on float32 weights, and after the last."""
-    model = transformer(vocabulary=text.VOCABULARY, width=256, depth=4, heads=4, length=64)
-    windows = text.windows(text.sources(600_000, seed=0), 64)
-    objective, rates = language_model(model.apply), (1e-3, rate)
-    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=rates[0])
-
-    @jax.jit
-    def step(variables: Variables, state: Any, batch: Any) -> tuple[Variables, Any]:
-        gradients = jax.grad(lambda v: objective.loss(v, batch, jax.random.key(0), train=True))(variables)
-        updates, state = optimizer.update(gradients, state, variables)
-        return optax.apply_updates(variables, updates), state
-
-    def held() -> Weights:
-        return {
-            name: dtypes.round_floats(np.asarray(leaf), dtypes.BFLOAT16)
-            for name, leaf in trees.named_leaves(variables).items()
-        }
-
-    variables = model.init(jax.random.key(0))
-    state, rng, found = optimizer.init(variables), np.random.default_rng(0), []
-    for i in range(_WARM_UP + _STEPS):
-        if i == _WARM_UP:
-            state.hyperparams["learning_rate"] = jnp.asarray(rates[1])
-            found.append(held())
-        rows = rng.integers(0, len(windows["tokens"]), 16)
-        variables, state = step(variables, state, {key: part[rows] for key, part in windows.items()})
-        if i >= _WARM_UP:
-            found.append(held())
-    return found
+def _adapted(folder: Path, _: str | None) -> list[Weights]:
+    return _kept(folder, "E", 2, codec_language.merged)
 
 
 CASES: dict[str, tuple[str, Callable[[Path, str | None], list[Weights]]]] = {
-    "A": ("perceptron, MNIST, rotated", _perceptron),
-    "B": ("small VGG, CIFAR-10, rotated", _convolutions),
-    "As": ("A with 99 % of the changes undone", lambda folder, where: _undone(_perceptron(folder, where))),
-    "Bs": ("B with 99 % of the changes undone", lambda folder, where: _undone(_convolutions(folder, where))),
-    "C": ("20 M bfloat16 weights, one step of 1e-6", _one_step),
-    "D6": ("language model in bfloat16, 20 steps of Adam at 1e-6", _language("D6")),
-    "D5": ("language model in bfloat16, 20 steps of Adam at 1e-5", _language("D5")),
+    "A": ("perceptron, MNIST, rotated", functools.partial(_images, "A")),
+    "B": ("small VGG, CIFAR-10, rotated", functools.partial(_images, "B")),
+    "As": ("A with 99 % of the changes undone", functools.partial(_seldom, "A")),
+    "Bs": ("B with 99 % of the changes undone", functools.partial(_seldom, "B")),
+    "C": ("20 M bfloat16 weights, one step of 1e-6", _drawn),
+    "D6": ("language model in bfloat16, 20 steps of Adam at 1e-6", functools.partial(_steps, "D6")),
+    "D5": ("language model in bfloat16, 20 steps of Adam at 1e-5", functools.partial(_steps, "D5")),
+    "E": ("language model in bfloat16, a merged adapter of rank 8", _adapted),
 }

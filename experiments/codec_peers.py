@@ -23,7 +23,7 @@ class Peer(NamedTuple):
 
     encode: Callable[[Leaves, Leaves], Any]  # old, new -> anything with bytes in it
     decode: Callable[[Any, Leaves], Leaves]  # that, old -> new
-    most_bytes: float = float("inf")  # of a model that it takes in minutes
+    most_bytes: float = float("inf")  # of a case that it takes in minutes
 
 
 def size_of(made: Any) -> int:
@@ -48,7 +48,7 @@ def peers() -> tuple[dict[str, Peer], list[str]]:
         except ImportError:
             notes.append(f"{names}: {package} is not installed; pip install {package}")
     if shutil.which("zstd"):
-        found["zstd -19 --patch-from"] = Peer(_patch, _unpatch)
+        found["zstd -19 --patch-from"] = Peer(_patch, _unpatch, most_bytes=5e7)
     else:
         notes.append("zstd -19 --patch-from: the program zstd is not installed")
     return found, notes
@@ -68,7 +68,7 @@ def _split(data: bytes, like: Leaves) -> Leaves:
     return found
 
 
-def _planes(leaf: np.ndarray) -> bytes:
+def planes(leaf: np.ndarray) -> bytes:
     """The first bytes of all weights, then the second ones and so on."""
     return np.ascontiguousarray(leaf.view(np.uint8).reshape(-1, leaf.itemsize).T).tobytes()
 
@@ -85,9 +85,9 @@ def _zstd(zstandard: Any) -> dict[str, Peer]:
     def unpack(data: bytes) -> bytes:
         return bytes(zstandard.ZstdDecompressor().decompress(data))
 
-    def planes(level: int) -> Peer:
+    def by_planes(level: int) -> Peer:
         return Peer(
-            lambda old, new: [pack(_planes(a ^ b), level) for a, b in zip(old, new, strict=True)],
+            lambda old, new: [pack(planes(a ^ b), level) for a, b in zip(old, new, strict=True)],
             lambda made, old: [_unplaned(unpack(one), leaf) ^ leaf for one, leaf in zip(made, old, strict=True)],
         )
 
@@ -97,7 +97,7 @@ def _zstd(zstandard: Any) -> dict[str, Peer]:
             for a, b in zip(old, new, strict=True):
                 where = np.flatnonzero(a != b)
                 said = np.diff(where, prepend=0) if gaps else where
-                made.append((pack(_planes(said.astype("<u4")), level), pack(_planes(b[where]), level)))
+                made.append((pack(planes(said.astype("<u4")), level), pack(planes(b[where]), level)))
             return made
 
         def decode(made: list[tuple[bytes, bytes]], old: Leaves) -> Leaves:
@@ -115,8 +115,8 @@ def _zstd(zstandard: Any) -> dict[str, Peer]:
         "zstd -19 of the new file": Peer(
             lambda _, new: pack(joined(new), 19), lambda made, old: _split(unpack(made), old)
         ),
-        "XOR, byte planes, zstd -1": planes(1),
-        "XOR, byte planes, zstd -19": planes(19),
+        "XOR, byte planes, zstd -1": by_planes(1),
+        "XOR, byte planes, zstd -19": by_planes(19),
         "gaps + values, byte planes, zstd -1": places(1, gaps=True),
         "gaps + values, byte planes, zstd -19": places(19, gaps=True),
         "int32 positions + values, zstd -3": places(3, gaps=False),

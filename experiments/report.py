@@ -69,7 +69,7 @@ def write(workdir: Path, report: Report, draw: Callable[[Any], None], *, panels:
     Returns:
       What the terminal shows: the table and the conclusion.
     """
-    png, svg = _figure(draw, panels)
+    png, svg = figure(draw, panels)
     files.write_bytes(workdir / f"{report.picture}.png", png)
     said = [report.conclusion] if report.conclusion else []
     shown = "\n\n".join([report.table.markdown(), *said])
@@ -86,7 +86,7 @@ def write(workdir: Path, report: Report, draw: Callable[[Any], None], *, panels:
     return shown
 
 
-def _figure(draw: Callable[[Any], None], panels: int) -> tuple[bytes, str]:
+def figure(draw: Callable[[Any], None], panels: int) -> tuple[bytes, str]:
     """A plot as the bytes of a `.png` and as an SVG element, the same for the same rows."""
     import matplotlib as mpl
     from matplotlib.figure import Figure  # without pyplot, which would open a display

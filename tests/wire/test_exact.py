@@ -180,11 +180,20 @@ def test_ranks_and_places_are_inverse(size, starts, seed):
     classes = density.Classes.of(exponents, starts)
     own = np.searchsorted(starts, exponents, side="right")
     assert classes.sizes == np.bincount(own, minlength=len(starts) + 1).tolist()
-    for i in range(len(starts) + 1):
-        members = np.flatnonzero(own == i)
-        chosen = np.flatnonzero(rng.random(len(members)) < 0.3)
-        np.testing.assert_array_equal(classes.places(i, chosen), members[chosen])
-        np.testing.assert_array_equal(classes.ranks(i, members[chosen]), chosen)
+    members = [np.flatnonzero(own == i) for i in range(len(starts) + 1)]
+    chosen = [np.flatnonzero(rng.random(len(one)) < 0.3) for one in members]
+    places = np.concatenate([one[which] for one, which in zip(members, chosen, strict=True)])
+    changed = np.array([len(one) for one in chosen])
+    np.testing.assert_array_equal(classes.places(np.concatenate(chosen), changed), places)
+    np.testing.assert_array_equal(classes.ranks(places, changed), np.concatenate(chosen))
+
+
+@pytest.mark.parametrize("count", [density._count_bits, density._counts])
+def test_bits_are_counted_with_and_without_numpy_2(count):
+    words = np.array([0, 1, 2**64 - 1, 0x8000000000000001, 0x5555555555555555, 0x123456789ABCDEF0], np.uint64)
+    found = count(words)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [int(word).bit_count() for word in words]
 
 
 @settings(derandomize=True, max_examples=80, deadline=None)
@@ -194,7 +203,7 @@ def test_cells_and_what_is_within_give_the_pattern(dtype, seed, below):
     patterns = np.random.default_rng(seed).integers(0, 2**64, 200, np.uint64).astype(dtype)
     grid = cells.Grid(mantissa, exponent, max(1, (1 << exponent) - 1 - min(below, 51)))
     found = grid.cells(patterns)
-    low = grid.low(patterns, found)
+    low = grid.low(patterns, grid.widths(found))
     assert (low < np.uint64(1) << grid.widths(found).astype(np.uint64)).all()
     np.testing.assert_array_equal(grid.bits(found, low, patterns.dtype), patterns)
     ordered = np.argsort(patterns[patterns < 1 << mantissa + exponent])

@@ -59,27 +59,38 @@ class Writer:
         """What is held, as whole bytes."""
         values, widths = np.concatenate([_NOTHING, *self._values]), np.concatenate([_NO_WIDTHS, *self._widths])
         self._values, self._widths, self._held = [], [], 0
-        ends = np.cumsum(widths, dtype=np.int64)
-        ends += self._last_width
-        size = int(ends[-1]) if len(ends) else self._last_width
-        words = np.zeros(size // 64 + 2, np.uint64)
-        for start in range(0, len(values), _SLICE):
-            part = slice(start, start + _SLICE)
-            first = ends[part] - widths[part]
-            word, shift = first >> 6, (first & 63).astype(np.uint64)
-            _merge(words, word, values[part] << shift)
-            # Two shifts, because one by 64 is undefined.
-            _merge(words, word + 1, values[part] >> np.uint64(1) >> (np.uint64(63) - shift))
+        size = int(widths.sum(dtype=np.int64)) + self._last_width
+        words, start = np.zeros(size // 64 + 2, np.uint64), self._last_width
+        for first in range(0, len(values), _SLICE):
+            part = slice(first, first + _SLICE)
+            start = _pack(values[part], widths[part].astype(np.uint64), start, words)
         words[0] |= np.uint64(self._last)
         data = words.astype("<u8").tobytes()
         self._packed.append(data[: size // 8])
         self._last, self._last_width = data[size // 8], size % 8
 
 
-def _merge(words: dtypes.Array, index: dtypes.Array, parts: dtypes.Array) -> None:
-    """words[index] |= parts, for ascending indices with repetitions."""
-    firsts = np.flatnonzero(np.diff(index, prepend=-1))
-    words[index[firsts]] |= np.bitwise_or.reduceat(parts, firsts)
+def _pack(values: dtypes.Array, widths: dtypes.Array, start: int, words: dtypes.Array) -> int:
+    """Adds integers to words of which the bits from `start` on are 0; returns where they end."""
+    word, shift, end = _places(widths, start)
+    low = values << shift
+    # The last integer that begins in each word is the only one that goes on in the next.
+    last = np.append(np.flatnonzero(word[1:] != word[:-1]), len(word) - 1)
+    sums = np.cumsum(low)[last]  # modulo 2^64, as no bit is there twice
+    words[word[last]] += np.diff(sums, prepend=np.uint64(0))
+    # Two shifts, because one by 64 is undefined.
+    words[word[last] + 1] += values[last] >> np.uint64(1) >> (np.uint64(63) - shift[last])
+    return end
+
+
+def _places(widths: dtypes.Array, start: int) -> tuple[dtypes.Array, dtypes.Array, int]:
+    """(the word in which each integer begins, int64; the bit of it, uint64; where the last ends), from a bit on."""
+    ends = np.cumsum(widths)
+    ends += np.uint64(start)
+    firsts = ends - widths
+    words = (firsts >> np.uint64(6)).view(np.int64)
+    firsts &= np.uint64(63)
+    return words, firsts, int(ends[-1])
 
 
 class Reader:
@@ -105,20 +116,23 @@ class Reader:
         Raises:
           CorruptUpdateError: the section ends before.
         """
-        ends = np.cumsum(widths, dtype=np.int64) + self._next
-        end = int(ends[-1]) if len(ends) else self._next
+        end = self._next + int(widths.sum(dtype=np.int64))
         if end > self._size:
             raise errors.CorruptUpdateError(f"extra bits: expected at least {end} bits, found {self._size}")
-        self._next = end
         values = np.empty(len(widths), np.uint64)
         for start in range(0, len(widths), _SLICE):
             part = slice(start, start + _SLICE)
-            width = widths[part].astype(np.uint64)
-            first = ends[part] - widths[part]
-            word, shift = first >> 6, (first & 63).astype(np.uint64)
-            low = self._words[word] >> shift
-            high = self._words[word + 1] << np.uint64(1) << (np.uint64(63) - shift)
-            values[part] = (low | high) & ((np.uint64(1) << width) - np.uint64(1))
+            width, here = widths[part].astype(np.uint64), values[part]
+            word, shift, self._next = _places(width, self._next)
+            # Indices are in range by construction; "clip" avoids the copy that checking them would make.
+            self._words.take(word, out=here, mode="clip")
+            here >>= shift
+            word += 1
+            high = self._words.take(word, mode="clip")
+            high <<= np.uint64(1)
+            high <<= np.uint64(63) - shift
+            here |= high
+            here &= (np.uint64(1) << width) - np.uint64(1)
         return values
 
     def finish(self, *, is_padded: bool = False) -> None:

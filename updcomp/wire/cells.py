@@ -8,6 +8,7 @@ patterns: mantissa - t of them in the cells 2^t to 2^(t+1) - 1, and in cell 0, a
 is arithmetic of patterns: a float64 of the same mantissa and the exponent moved by `base` is the cell, truncated.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from updcomp.wire import dtypes, errors
 
 _MANTISSA = 52  # bits of a float64
 _BIAS = 1023
+_SLICE = 1 << 15  # weights at a time: what is made of them stays in the cache
 _HIGHEST = 51  # octaves above the step: cells are exact in float64
 
 
@@ -49,23 +51,25 @@ class Grid(NamedTuple):
         wide = magnitudes.astype(np.uint64)
         wide += np.uint64((_BIAS - self.base) % (1 << 11) << self.mantissa)
         wide <<= np.uint64(_MANTISSA - self.mantissa)
-        wide &= np.uint64((1 << 63) - 1)
         floats = wide.view(np.float64)
-        floats[magnitudes < self._step] = 0
+        if self.base >= _BIAS:  # exponents below the step's may have become negative, modulo 2^11
+            wide &= np.uint64((1 << 63) - 1)
+            floats[magnitudes < self._step] = 0
         found = floats.astype(np.int64)
-        # Minus one less: the bits of the cell inverted.
-        found ^= -(bits >> bits.dtype.type(self.mantissa + self.exponent)).astype(np.int64)
+        # Minus one less: the bits of the cell inverted where the sign, the top bit, is set.
+        found ^= bits.view(f"<i{bits.itemsize}") >> (8 * bits.itemsize - 1)
         return found
 
     def widths(self, cells: dtypes.Array) -> dtypes.Array:
         """Plain bits in each of the cells, uint8."""
-        found = self.mantissa + _BIAS - (_as_floats(cells) >> np.uint64(_MANTISSA)).astype(np.int64)
-        return np.where(_is_lowest(cells), self.lowest_width, np.maximum(found, 0)).astype(np.uint8)
+        exponents = _as_floats(cells) >> np.uint64(_MANTISSA)
+        return _widths(self).take(exponents.view(np.int64), mode="clip")
 
-    def low(self, bits: dtypes.Array, cells: dtypes.Array) -> dtypes.Array:
-        """Where in their cells these patterns are, uint64."""
-        masks = (np.uint64(1) << self.widths(cells).astype(np.uint64)) - np.uint64(1)
-        return bits.astype(np.uint64) & masks
+    def low(self, bits: dtypes.Array, widths: dtypes.Array) -> dtypes.Array:
+        """The lowest of these patterns' bits, uint64: where in a cell of so many plain bits each is."""
+        masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+        masks &= bits
+        return masks
 
     def bits(self, cells: dtypes.Array, low: dtypes.Array, dtype: np.dtype[np.unsignedinteger]) -> dtypes.Array:
         """The inverse of `cells` and `low`.
@@ -73,11 +77,12 @@ class Grid(NamedTuple):
         Raises:
           CorruptUpdateError: there is no such pattern.
         """
-        floats, lowest = _as_floats(cells), _is_lowest(cells)
+        floats = _as_floats(cells)
+        lowest = floats == 0
         dropped = np.uint64((1 << _MANTISSA - self.mantissa) - 1)
         highest = np.uint64((1 << self.exponent) - 1 + _BIAS - self.base << _MANTISSA | (1 << _MANTISSA) - 1)
         wrong = (floats & dropped).any() or int(floats.max(initial=0)) > int(highest)
-        if wrong or (lowest & (low >= np.uint64(self._step))).any():
+        if wrong or (low[lowest] >= np.uint64(self._step)).any():
             raise errors.CorruptUpdateError("grid: expected cells and bits of a weight, found others")
         floats >>= np.uint64(_MANTISSA - self.mantissa)
         # Modulo 2^64, for the step may be above or below 1.
@@ -94,11 +99,17 @@ class Grid(NamedTuple):
 
 def _as_floats(cells: dtypes.Array) -> dtypes.Array:
     """uint64: the float64 of every cell's magnitude."""
-    return (cells ^ (cells >> 63)).astype(np.float64).view(np.uint64)
+    magnitudes = cells >> 63
+    magnitudes ^= cells
+    return magnitudes.astype(np.float64).view(np.uint64)
 
 
-def _is_lowest(cells: dtypes.Array) -> dtypes.Array:
-    return (cells == 0) | (cells == -1)
+@functools.lru_cache(maxsize=64)
+def _widths(grid: Grid) -> dtypes.Array:
+    """Plain bits of a cell by its magnitude's exponent as a float64: uint8 (1024 + 52,)."""
+    found = np.clip(grid.mantissa + _BIAS - np.arange(_BIAS + _HIGHEST + 2), 0, grid.mantissa)
+    found[0] = grid.lowest_width
+    return found.astype(np.uint8)
 
 
 def moves(new: dtypes.Array, old: dtypes.Array, grid: Grid | None) -> dtypes.Array:
@@ -114,9 +125,13 @@ def moves(new: dtypes.Array, old: dtypes.Array, grid: Grid | None) -> dtypes.Arr
     """
     if grid is None:
         return (new - old).view(f"<i{old.itemsize}").astype(np.int64)
-    found = grid.cells(new)
-    found -= grid.cells(old)
-    found += found >= 0
+    found = np.empty(len(new), np.int64)
+    for start in range(0, len(new), _SLICE):
+        part = slice(start, start + _SLICE)
+        here = grid.cells(new[part])
+        here -= grid.cells(old[part])
+        here += here >= 0
+        found[part] = here
     return found
 
 

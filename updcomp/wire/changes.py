@@ -41,22 +41,23 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: 
     grid = choose_grid(after, before, layout)
     moves = cells.moves(after, before, grid)
     write_grid(writer, grid, layout)
-    sizes, ranks = [len(old)], [places]
+    sizes, counts, ranks = [len(old)], np.array([len(places)]), places
     if layout:
         exponents = density.fields(old, layout)
         starts = density.choose(exponents, exponents[places], moves)
         classes = density.Classes.of(exponents, starts)
         own = np.searchsorted(starts.astype(exponents.dtype), exponents[places], side="right")
-        sizes, ranks = classes.sizes, [classes.ranks(i, places[own == i]) for i in range(len(classes.sizes))]
+        grouped = np.argsort(own.astype(np.uint8), kind="stable")
+        moves, before, after = moves[grouped], before[grouped], after[grouped]
+        sizes, counts = classes.sizes, np.bincount(own, minlength=len(starts) + 1)
+        ranks = classes.ranks(places[grouped], counts)
         writer.symbol(len(starts), _CLASS_BITS)
         writer.integers(np.diff(starts, prepend=0) - 1, signed=False)
-        writer.integers(np.array([len(one) for one in ranks[1:]], np.int64), signed=False)
-    order = _Rounds.of([len(one) for one in ranks])
+        writer.integers(counts[1:], signed=False)
+    order = _Rounds.of(counts)
     # Of all classes one below the other, each in the order of its weights.
-    gaps = np.concatenate([np.diff(one, prepend=-1) - 1 for one in ranks])[order.places]
-    if len(ranks) > 1:
-        grouped = np.argsort(own.astype(np.uint8), kind="stable")[order.places]
-        moves, before, after = moves[grouped], before[grouped], after[grouped]
+    gaps = np.concatenate([np.diff(one, prepend=-1) - 1 for one in order.split(ranks)])[order.places]
+    moves, before, after = moves[order.places], before[order.places], after[order.places]
     gap_segment = streams.Segment.of(gaps, signed=False)
     move_segment = streams.Segment.of(moves - (moves > 0), signed=True)
     scales = _scales(sizes, order)
@@ -69,8 +70,7 @@ def write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, layout: 
     for segment in (gap_segment, move_segment):
         writer.late(segment.low, tokens.widths(segment.symbols))
     if grid:
-        there = grid.cells(after)
-        writer.late(grid.low(after, there), grid.widths(there))
+        write_within(writer, after, grid)
 
 
 def read(
@@ -169,6 +169,12 @@ def read_grid(reader: streams.Reader, old: dtypes.Array, layout: Layout | None) 
     return cells.Grid(*layout, base)
 
 
+def write_within(writer: streams.Writer, new: dtypes.Array, grid: cells.Grid) -> None:
+    """Where in their cells the new patterns of weights that move are."""
+    widths = grid.widths(grid.cells(new))
+    writer.late(grid.low(new, widths), widths)
+
+
 def read_moved(reader: streams.Reader, moves: dtypes.Array, old: dtypes.Array, grid: cells.Grid | None) -> dtypes.Array:
     """The new patterns of weights that move, (k,); `moves` as `cells.moves` returns them."""
     if grid is None:
@@ -225,13 +231,12 @@ def _places(
         raise errors.CorruptUpdateError(f"places: expected gaps of at most {size}, found larger ones")
     steps = np.empty(len(gaps), np.int64)
     steps[order.places] = gaps.view(np.int64) + 1
-    ends = np.cumsum(order.counts)
-    ranks = [np.cumsum(part) - 1 for part in np.split(steps, ends[:-1])]
+    ranks = [np.cumsum(part) - 1 for part in order.split(steps)]
     for one, members in zip(ranks, [size] if classes is None else classes.sizes, strict=True):
         if len(one) and one[-1] >= members:
             raise errors.CorruptUpdateError(f"places: expected ranks below {members}, found {one[-1]}")
-    found = ranks if classes is None else [classes.places(i, one) for i, one in enumerate(ranks)]
-    return np.concatenate(found)[order.places]
+    found = np.concatenate(ranks)
+    return (found if classes is None else classes.places(found, order.counts))[order.places]
 
 
 def _own_scales(segment: streams.Segment, contexts: streams.Contexts | None, many: int) -> dtypes.Array:
@@ -286,6 +291,10 @@ class _Rounds(NamedTuple):
         bounds = [0, *ends.sum(axis=1).tolist()]
         chunks = [slice(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
         return cls(counts, places, context, chunks)
+
+    def split(self, values: dtypes.Array) -> list[dtypes.Array]:
+        """The values of each class, where all those of a class are together."""
+        return np.split(values, np.cumsum(self.counts)[:-1])
 
     @property
     def contexts(self) -> streams.Contexts | None:

@@ -47,8 +47,8 @@ def fields(bits: dtypes.Array, layout: tuple[int, int]) -> dtypes.Array:
 class Classes(NamedTuple):
     """Which weights each class has."""
 
-    words: list[dtypes.Array]  # of each class uint64: bit i of word j is weight 64 j + i
-    sizes: list[int]  # how many weights each has
+    words: dtypes.Array  # uint64 (classes, words): bit i of word j is weight 64 j + i
+    counts: dtypes.Array  # uint8 (classes, words): set bits of each
 
     @classmethod
     def of(cls, exponents: dtypes.Array, starts: dtypes.Array) -> "Classes":
@@ -58,68 +58,81 @@ class Classes(NamedTuple):
           exponents: as `fields` returns them.
           starts: the lowest exponent of every class but the first, strictly ascending.
         """
-        padded = -(-len(exponents) // 64) * 8
-        above = [np.zeros(padded, np.uint8) for _ in range(len(starts) + 1)]
+        above = np.zeros((len(starts) + 1, -(-len(exponents) // 64) * 8), np.uint8)
         for part in _slices(len(exponents)):
             here, place = exponents[part], slice(part.start // 8, -(-part.stop // 8))
-            above[0][place] = np.packbits(np.ones(len(here), bool), bitorder="little")
+            above[0, place] = np.packbits(np.ones(len(here), bool), bitorder="little")
             for one, start in zip(above[1:], starts.astype(exponents.dtype), strict=True):
                 one[place] = np.packbits(here >= start, bitorder="little")
-        words = [one.view("<u8") for one in above]
-        for lower, higher in itertools.pairwise(words):
-            lower ^= higher  # whatever is above the higher start is above the lower one too
-        return cls(words, [int(_counts(one).sum()) for one in words])
+        words = above.view("<u8")
+        words[:-1] ^= words[1:]  # whatever is above the higher start is above the lower one too
+        return cls(words, _counts(words))
 
-    def ranks(self, which: int, places: dtypes.Array) -> dtypes.Array:
-        """The ranks of some weights of a class within it.
+    @property
+    def sizes(self) -> list[int]:
+        """How many weights each class has."""
+        sizes: list[int] = self.counts.sum(axis=1, dtype=np.int64).tolist()
+        return sizes
+
+    def ranks(self, places: dtypes.Array, changed: dtypes.Array) -> dtypes.Array:
+        """The ranks of some weights, each within its class.
 
         Args:
-          which: the class.
-          places: int64 (k,), of weights that it has.
+          places: int64 (k,), those of class 0 first, then those of class 1 and so on.
+          changed: integers (classes,), how many are of each.
 
         Returns:
           int64 (k,).
         """
-        words, (word, bit) = self.words[which], np.divmod(places, 64)
-        below = words[word] & ((np.uint64(1) << bit.astype(np.uint64)) - np.uint64(1))
-        counts = _counts(words)
-        return (np.cumsum(counts) - counts)[word] + _counts(below)
+        word, bit = places >> 6, (places & 63).astype(np.uint64)
+        below = self.words[_owners(changed), word] & ((np.uint64(1) << bit) - np.uint64(1))
+        found = _counts(below).astype(np.int64)
+        for counts, part in zip(self.counts, _runs(changed), strict=True):
+            found[part] += (np.cumsum(counts, dtype=np.int64) - counts)[word[part]]
+        return found
 
-    def places(self, which: int, ranks: dtypes.Array) -> dtypes.Array:
-        """The inverse of `ranks`.
-
-        Args:
-          which: the class.
-          ranks: int64 (k,), below its size.
-
-        Returns:
-          int64 (k,).
-        """
-        words = self.words[which]
-        ends = np.cumsum(_counts(words))
-        word = np.searchsorted(ends, ranks, side="right")
-        bits = words[word]
-        left = ranks - ends[word] + _counts(bits)
+    def places(self, ranks: dtypes.Array, changed: dtypes.Array) -> dtypes.Array:
+        """The inverse of `ranks`; each rank is below its class's size."""
+        word, left = np.empty_like(ranks), np.empty_like(ranks)
+        for counts, part in zip(self.counts, _runs(changed), strict=True):
+            ends = np.cumsum(counts, dtype=np.int64)
+            word[part] = there = ends.searchsorted(ranks[part], side="right")
+            left[part] = ranks[part] - ends[there] + counts[there]
+        bits = self.words[_owners(changed), word]
         found = 64 * word
         for width in (32, 16, 8):  # the half of the bits that has it
             lower = bits & np.uint64((1 << width) - 1)
-            counts = _counts(lower)
-            is_higher = left >= counts
+            below = _counts(lower)
+            is_higher = left >= below
             bits = np.where(is_higher, bits >> np.uint64(width), lower)
-            left -= counts * is_higher
+            left -= below * is_higher
             found += width * is_higher
         return found + _SELECT[bits.view(np.int64), left]
 
 
-def _counts(words: dtypes.Array) -> dtypes.Array:
-    """int64: the set bits of each word."""
+def _owners(changed: dtypes.Array) -> dtypes.Array:
+    """The class of each of so many weights of each class, one class below the other."""
+    return np.repeat(np.arange(len(changed)), changed)
+
+
+def _runs(changed: dtypes.Array) -> Iterator[slice]:
+    """Where each class is among them."""
+    return itertools.starmap(slice, itertools.pairwise([0, *np.cumsum(changed).tolist()]))
+
+
+def _count_bits(words: dtypes.Array) -> dtypes.Array:
+    """uint8: the set bits of each word."""
     found = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
     found = (found & np.uint64(0x3333333333333333)) + ((found >> np.uint64(2)) & np.uint64(0x3333333333333333))
     found += found >> np.uint64(4)
     found &= np.uint64(0x0F0F0F0F0F0F0F0F)
     found *= np.uint64(0x0101010101010101)
     found >>= np.uint64(56)
-    return found.view(np.int64)
+    return found.astype(np.uint8)
+
+
+# Of NumPy 2; before it the same takes ten times as long.
+_counts = getattr(np, "bitwise_count", _count_bits)
 
 
 def choose(exponents: dtypes.Array, changed: dtypes.Array, sizes: dtypes.Array) -> dtypes.Array:

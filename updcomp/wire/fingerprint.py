@@ -32,7 +32,7 @@ def leaf_digest(name: str, leaf: dtypes.Array) -> bytes:
 
 
 class Digests:
-    """The digests of leaves that come one after another, each large one hashed while the next is made."""
+    """The digests of leaves that come one after another, each large one hashed while the next is made and hashed."""
 
     def __init__(self) -> None:
         """Without leaves."""
@@ -43,16 +43,18 @@ class Digests:
         """Adds a leaf, which must not change before the next is added; no more than two are held at a time."""
         leaf = dtypes.hold(leaf)
         digest, bits = _begun(name, leaf), dtypes.flat_bits(leaf).data
-        self.wait()
         self._hashes[name] = digest
-        if leaf.nbytes >= _LARGE:
-            thread = threading.Thread(target=digest.update, args=(bits,))
-            # A process that may have no more threads does without.
-            with contextlib.suppress(RuntimeError):
+        earlier, self._thread = self._thread, None
+        # A process that may have no more threads does without.
+        with contextlib.suppress(RuntimeError):
+            if leaf.nbytes >= _LARGE:
+                thread = threading.Thread(target=digest.update, args=(bits,))
                 thread.start()
                 self._thread = thread
-                return
-        digest.update(bits)
+        if self._thread is None:
+            digest.update(bits)
+        if earlier is not None:
+            earlier.join()
 
     def finish(self) -> dict[str, bytes]:
         """`leaf_digest` of every leaf by name."""

@@ -9,22 +9,20 @@ operations over all lanes, and the lanes' states are paid once for all segments.
 Duda (2013), arXiv:1311.2540; interleaving: Giesen (2014), arXiv:1402.3392.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import functools
 
 import numpy as np
 
-from updcomp.wire import dtypes, errors
+from updcomp.wire import dtypes, errors, singly, tables
 
-PRECISION = 14
-TOTAL = 1 << PRECISION
+PRECISION, TOTAL = tables.PRECISION, tables.TOTAL
 MAX_LANES = 1 << 12
-LOWEST = 1 << 16
+LOWEST = singly.LOWEST
 _BYTES_PER_LANE = 1536  # 4 bytes of state for so many of payload: .26 %
-_FEW_LANES = 256
 _FEW_WORDS = 1 << 17
-_SLOTS_PER_SYMBOL = 32  # of a table that are laid out in the time of one bisection
-_SLOTS_PER_STEP = 1024  # and in the time that a step's bisection takes beside
+_SLOTS_PER_SYMBOL = 64  # of a table that are laid out in the time of one bisection
+_SLOTS_PER_STEP = 8192  # and in the time that a step's bisection takes beside
+_BLOCK = 1 << 14  # symbols at a time, a multiple of all lanes: what is made of them stays in the cache
 _STEPS_BITS = 16  # a writer's stream takes at most about 2^16 steps, so that few bytes never take long to decode
 
 
@@ -47,65 +45,6 @@ def choose_lanes(payload_bytes: float, symbols: int, longest: int) -> int:
     return min(MAX_LANES, max(affordable, needed), 1 << longest.bit_length() >> 1)
 
 
-class Table(NamedTuple):
-    """All slots of a few contexts: entry context << 14 | slot of each array."""
-
-    sizes: dtypes.Array  # size of the interval that holds the slot
-    offsets: dtypes.Array  # slot minus the start of that interval
-    symbols: dtypes.Array  # uint8: its symbol
-
-    @classmethod
-    def of(cls, frequencies: dtypes.Array, lanes: int = 1) -> "Table":
-        """Lays out the slots.
-
-        Args:
-          frequencies: int64 (contexts, symbols <= 256), each at least 1, each row's sum `TOTAL`.
-          lanes: of the decoder: narrow tables are laid out and read faster, wide ones save few lanes a conversion.
-
-        Returns:
-          A table of int64 for few lanes, else of uint16.
-        """
-        dtype = np.dtype(np.int64 if lanes <= _FEW_LANES else np.uint16)
-        contexts, symbols = frequencies.shape
-        counts = frequencies.reshape(-1)
-        offsets = np.tile(np.arange(TOTAL, dtype=dtype), contexts)
-        offsets -= np.repeat(starts_of(frequencies).reshape(-1).astype(dtype), counts)
-        names = np.tile(np.arange(symbols, dtype=np.uint8), contexts)
-        return cls(np.repeat(counts.astype(dtype), counts), offsets, np.repeat(names, counts))
-
-    def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
-        """uint8: the symbols of these slots."""
-        return self.symbols.take(slots, mode="clip")
-
-
-class Intervals(NamedTuple):
-    """As `Table`, for fewer symbols than it takes to lay one out: the intervals alone, found by bisection."""
-
-    sizes: dtypes.Array  # int64 (intervals,)
-    starts: dtypes.Array  # int64 (intervals,), ascending: those of context c begin at c << 14
-    symbols: dtypes.Array  # uint8 (intervals,)
-
-    @classmethod
-    def of(cls, frequencies: dtypes.Array) -> "Intervals":
-        """Of frequencies as `Table.of` takes them."""
-        contexts, symbols = frequencies.shape
-        sizes = frequencies.reshape(-1)
-        return cls(sizes, np.cumsum(sizes) - sizes, np.tile(np.arange(symbols, dtype=np.uint8), contexts))
-
-    def look_up(self, slots: dtypes.Array, sizes: dtypes.Array, offsets: dtypes.Array) -> None:
-        """Fills in the sizes and offsets of these slots."""
-        found = self._find(slots)
-        self.sizes.take(found, out=sizes)
-        np.subtract(slots, self.starts[found], out=offsets)
-
-    def symbols_at(self, slots: dtypes.Array) -> dtypes.Array:
-        """uint8: the symbols of these slots."""
-        return self.symbols[self._find(slots)]
-
-    def _find(self, slots: dtypes.Array) -> dtypes.Array:
-        return np.searchsorted(self.starts, slots, side="right") - 1
-
-
 def starts_of(frequencies: dtypes.Array) -> dtypes.Array:
     """The first slot of every symbol: the sum of the frequencies before it in its row."""
     return np.cumsum(frequencies, axis=1) - frequencies
@@ -126,7 +65,20 @@ class Encoder:
           sizes: integers (n,), sizes of the intervals, from 1 to 2^14.
         """
         if len(starts):
-            self._segments.append((starts.astype(np.uint16), sizes.astype(np.uint16)))
+            self._segments.append((starts.astype(np.uint16, copy=False), sizes.astype(np.uint16, copy=False)))
+
+    def code(self, symbols: dtypes.Array, frequencies: dtypes.Array, contexts: dtypes.Array | None = None) -> None:
+        """Adds a segment.
+
+        Args:
+          symbols: integers (n,).
+          frequencies: as `tables.Table.of` takes them.
+          contexts: integers (n,), which context each symbol has; all 0 if not given.
+        """
+        index = symbols.astype(np.intp)
+        if contexts is not None:
+            index += np.multiply(contexts, frequencies.shape[1], dtype=np.intp)
+        self.push(*(part.astype(np.uint16).take(index) for part in (starts_of(frequencies), frequencies)))
 
     @property
     def cost(self) -> float:
@@ -155,30 +107,48 @@ class Encoder:
             return 0, b""
         lengths = [len(sizes) for _, sizes in self._segments]
         lanes = lanes or choose_lanes(self.cost / 8, sum(lengths), max(lengths))
-        states = np.zeros(lanes, np.int64) + (0 if short and lanes == 1 else first)
+        states = np.zeros(lanes) + (0 if short and lanes == 1 else first)
         words: list[dtypes.Array] = []
-        for starts, sizes in self._steps(lanes):
-            state = states[: len(sizes)]
-            emitting = np.flatnonzero((state >> 18) >= sizes)
-            if len(emitting):
-                emitted = state[emitting]
-                words.append(emitted.astype("<u2"))
-                state[emitting] = emitted >> 16
-            # Exact: no quotient is nearer than 2^-14 below an integer, and a state has 32 bits.
-            quotient = (state / sizes).astype(np.int64)
-            # quotient 2^14 + remainder + start, with the remainder state - quotient size.
-            state += quotient * (TOTAL - sizes) + starts
+        for starts, sizes in reversed(self._segments):
+            if min(len(sizes), lanes) <= singly.MOST:
+                few = states[: len(sizes)].astype(np.int64).tolist()
+                words.append(np.array(singly.encode(few, starts.tolist(), sizes.tolist()), "<u2"))
+                states[: len(sizes)] = few
+            else:
+                _encode(states, starts, sizes, words)
         words.reverse()
-        if short and lanes == 1 and not words:
+        if short and lanes == 1 and not any(map(len, words)):
             return lanes, states.astype("<u4").tobytes().rstrip(b"\0")
         return lanes, b"".join([states.astype("<u4").tobytes(), *(word.tobytes() for word in words)])
 
-    def _steps(self, lanes: int) -> Iterator[tuple[dtypes.Array, dtypes.Array]]:
-        """The intervals of every step from the last to the first."""
-        for starts, sizes in reversed(self._segments):
-            for start in range((len(sizes) - 1) // lanes * lanes, -1, -lanes):
-                step = slice(start, start + lanes)
-                yield starts[step].astype(np.int64), sizes[step].astype(np.int64)
+
+def _encode(states: dtypes.Array, starts: dtypes.Array, sizes: dtypes.Array, words: list[dtypes.Array]) -> None:
+    """Encodes a segment from its last step to its first, in float64, which is exact: states have 32 bits.
+
+    Args:
+      states: float64 (lanes,); they are changed.
+      starts: uint16 (n,), as `Encoder.push` takes them.
+      sizes: uint16 (n,).
+      words: of all segments, step by step; those of this one are added.
+    """
+    lanes = len(states)
+    for first in range((len(sizes) - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
+        size, start = (part[first : first + _BLOCK].astype(np.float64) for part in (sizes, starts))
+        limit, rest = size * (1 << 18), TOTAL - size
+        for at in range((len(size) - 1) // lanes * lanes, -1, -lanes):
+            step = slice(at, at + lanes)
+            state = states[: len(size) - at]
+            emitting = (state >= limit[step]).nonzero()[0]
+            if emitting.size:
+                emitted = state[emitting].astype(np.uint32)
+                words.append(emitted.astype("<u2"))
+                state[emitting] = emitted >> np.uint32(16)
+            # No quotient is nearer than 2^-14 below an integer. The new state is quotient 2^14 + remainder + start,
+            # with the remainder state - quotient size.
+            quotient = np.floor(state / size[step])
+            quotient *= rest[step]
+            state += quotient
+            state += start[step]
 
 
 def information(sizes: dtypes.Array) -> float:
@@ -227,15 +197,21 @@ class Decoder:
         self._symbols = 0
         self._longest = 0
 
-    def table(self, frequencies: dtypes.Array, count: int) -> Table | Intervals:
-        """What is fastest for so many symbols; frequencies as `Table.of` takes them."""
+    def table(self, frequencies: dtypes.Array, count: int) -> tables.Slots:
+        """What is fastest for so many symbols; frequencies as `tables.Table.of` takes them."""
+        if min(len(self._states), count) <= singly.MOST:
+            return tables.Lists.of(frequencies)
         steps = -(-count // max(len(self._states), 1))
         worth = _SLOTS_PER_SYMBOL * count + _SLOTS_PER_STEP * steps
         if len(frequencies) << PRECISION > worth:
-            return Intervals.of(frequencies)
-        return Table.of(frequencies, len(self._states))
+            return tables.Intervals.of(frequencies)
+        return tables.Table.of(frequencies)
 
-    def pull(self, count: int, table: Table | Intervals, contexts: dtypes.Array | None = None) -> dtypes.Array:
+    def equal(self, width: int) -> int:
+        """One of 2^width equal symbols."""
+        return int(self.pull(1, _equal_symbols(width))[0])
+
+    def pull(self, count: int, table: tables.Slots, contexts: dtypes.Array | None = None) -> dtypes.Array:
         """Decodes a segment.
 
         Args:
@@ -254,12 +230,27 @@ class Decoder:
         self._longest = max(self._longest, count)
         if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
             raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
-        slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
+        found = np.empty(count, np.uint8)
+        for start in range(0, count, _BLOCK):
+            part = slice(start, min(start + _BLOCK, count))
+            bases: dtypes.Array = np.zeros(part.stop - start, np.int64)
+            if contexts is not None:
+                np.copyto(bases, contexts[part])
+                bases <<= PRECISION
+            if isinstance(table, tables.Lists):
+                found[part] = self._singly(bases, table)
+            else:
+                found[part] = self._in_steps(bases, table)
+        return found
+
+    def _in_steps(self, slots: dtypes.Array, table: tables.Table | tables.Intervals) -> dtypes.Array:
+        """Some symbols, uint8; `slots` are their contexts, each times 2^14, and become their slots."""
+        lanes = len(self._states)
         size: dtypes.Array = np.empty(lanes, table.sizes.dtype)
         offset: dtypes.Array = np.empty(lanes, table.sizes.dtype)
         below = np.empty(lanes, bool)
         low = np.empty(lanes, np.int64)
-        for start in range(0, count, lanes or 1):
+        for start in range(0, len(slots), lanes):
             slot = slots[start : start + lanes]
             n = len(slot)
             if n < lanes:
@@ -267,7 +258,7 @@ class Decoder:
             state = self._states[:n]
             np.bitwise_and(state, TOTAL - 1, out=low)
             slot |= low
-            if isinstance(table, Table):
+            if isinstance(table, tables.Table):
                 # The indices are in range by construction; "clip" avoids the copy that checking them would make.
                 table.sizes.take(slot, out=size, mode="clip")
                 table.offsets.take(slot, out=offset, mode="clip")
@@ -282,13 +273,24 @@ class Decoder:
                 self._feed(state, hungry)
         return table.symbols_at(slots)
 
+    def _singly(self, bases: dtypes.Array, table: tables.Lists) -> dtypes.Array:
+        """The same, symbol by symbol."""
+        states = self._states[: len(bases)].tolist()
+        words = self._words[self._next : self._next + len(bases)].tolist()
+        intervals, taken = singly.decode(states, words, table, bases.tolist())
+        if taken > len(words) and not self._is_short:
+            raise _end_error()
+        self._next += min(taken, len(words))
+        self._states[: len(bases)] = states
+        return np.array(intervals) % table.symbols
+
     def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
         """Gives the next words to the lanes that need one."""
         words = self._words[self._next : self._next + len(hungry)]
         if len(words) < len(hungry):
             if self._is_short:
                 return
-            raise errors.CorruptUpdateError("coded section: it ends before its symbols do")
+            raise _end_error()
         self._next += len(hungry)
         state[hungry] = state[hungry] << 16 | words
 
@@ -317,3 +319,12 @@ class Decoder:
         if self._next != len(self._words):
             raise errors.CorruptUpdateError("coded section: it does not end where its symbols do")
         return self._states
+
+
+def _end_error() -> errors.CorruptUpdateError:
+    return errors.CorruptUpdateError("coded section: it ends before its symbols do")
+
+
+@functools.cache
+def _equal_symbols(width: int) -> tables.Lists:
+    return tables.Lists.of(np.full((1, 1 << width), TOTAL >> width))

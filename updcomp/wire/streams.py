@@ -1,6 +1,5 @@
 """The three sections of an update's payload: raw bytes, plain extra bits, and coded segments of integers."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -114,9 +113,7 @@ class Writer:
         adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed, count_weight=count_weight)
         for part in chunks:
             symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
-            frequencies = adaptive.frequencies()
-            index = (0 if context is None else context, symbols)
-            self._coded.push(rans.starts_of(frequencies)[index], frequencies[index])
+            self._coded.code(symbols, adaptive.frequencies(), context)
             adaptive.update(symbols, context)
 
     def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
@@ -181,7 +178,7 @@ class Reader:
 
     def symbol(self, width: int) -> int:
         """One of 2^width equal symbols."""
-        return int(self._coded.pull(1, _equal_symbols(width))[0])
+        return self._coded.equal(width)
 
     def number(self) -> int:
         """A count or rank."""
@@ -303,11 +300,6 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected no more bytes, found {len(self._raw)}")
         self._coded.finish(idle_lanes=idle_lanes)
         self._extra.finish()
-
-
-@functools.cache
-def _equal_symbols(width: int) -> rans.Table:
-    return rans.Table.of(np.full((1, 1 << width), rans.TOTAL >> width))
 
 
 def _two_symbols(count: int, size: int) -> dtypes.Array:

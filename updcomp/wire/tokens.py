@@ -10,6 +10,7 @@ from updcomp.wire import dtypes
 
 DIRECT = 16
 COUNT = DIRECT + 2 * 60  # u < 2^64
+_EXACT = 1 << 53  # every integer up to here is a float64
 
 
 def fold(values: dtypes.Array) -> dtypes.Array:
@@ -24,7 +25,9 @@ def fold(values: dtypes.Array) -> dtypes.Array:
     >>> fold(np.array([0, -1, 1, -2])).tolist()
     [0, 1, 2, 3]
     """
-    return ((values << 1) ^ (values >> 63)).view(np.uint64)
+    folded = values << 1
+    folded ^= values >> 63
+    return folded.view(np.uint64)
 
 
 def unfold(folded: dtypes.Array) -> dtypes.Array:
@@ -50,13 +53,19 @@ def split(folded: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     if not len(large):
         return tokens, np.empty(0, np.uint64)
     u = folded[large]
-    # frexp of the upper half where there is one: converting all 64 bits could round up to the next power of two.
-    upper = u >> np.uint64(32)
-    exponent = np.where(upper > 0, np.frexp(upper)[1] + 31, np.frexp(u & np.uint64(0xFFFFFFFF))[1] - 1)
-    width = (exponent - 1).astype(np.uint64)
-    second = (u >> width).astype(np.int64) & 1
-    tokens[large] = DIRECT + 2 * (exponent - 4) + second
-    return tokens, u & ((np.uint64(1) << width) - np.uint64(1))
+    # In a float64's bits the exponent, and the bit below the top one, stand before all others.
+    floats = u.view(np.int64).astype(np.float64) if int(u.max()) <= _EXACT else _cut(u).astype(np.float64)
+    found = floats.view(np.uint64) >> np.uint64(51)
+    found -= np.uint64(2 * (1023 + 4) - DIRECT)
+    tokens[large] = found
+    found -= np.uint64(10)
+    found >>= np.uint64(1)
+    return tokens, u & ((np.uint64(1) << found) - np.uint64(1))
+
+
+def _cut(u: dtypes.Array) -> dtypes.Array:
+    """The same integers, those beyond 2^53 without their lowest bits: conversion could round up to a power of two."""
+    return np.where(u > np.uint64(_EXACT), u & ~np.uint64((1 << 11) - 1), u)
 
 
 def widths(tokens: dtypes.Array) -> dtypes.Array:

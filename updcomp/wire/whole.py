@@ -131,10 +131,11 @@ def _parts_of(size: int, shape: tuple[int, ...]) -> tuple[int, list[slice]]:
 
 def _write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, columns: int, layout: Layout | None) -> None:
     """A piece."""
-    changed = new != old
-    grid = changes.choose_grid(new[changed], old[changed], layout)
+    places = np.flatnonzero(new != old)
+    after, before = new[places], old[places]
+    grid = changes.choose_grid(after, before, layout)
     moves = np.zeros(len(new), np.int64)
-    moves[changed] = cells.moves(new[changed], old[changed], grid)
+    moves[places] = cells.moves(after, before, grid)
     changes.write_grid(writer, grid, layout)
     exponents = _exponents(old, layout) if layout and grid is None else None
     segment = streams.Segment.of(moves, signed=True)
@@ -142,15 +143,15 @@ def _write(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array, columns
     _write_sizes(writer, sizes, columns, exponents is not None)
     contexts, scales = _contexts(sizes, exponents, len(old))
     writer.symbols(segment, scales, contexts, models.chunks(len(old)))
-    low, at = tokens.widths(segment.symbols), 0
+    widths, done, moved = tokens.widths(segment.symbols), 0, 0
     for part in _slices(len(old)):
-        count = int(np.count_nonzero(segment.symbols[part] >= tokens.DIRECT))
-        writer.late(segment.low[at : at + count], low[at : at + count])
-        at += count
+        end = done + int(np.count_nonzero(segment.symbols[part] >= tokens.DIRECT))
+        writer.late(segment.low[done:end], widths[done:end])
+        done = end
         if grid:
-            after = new[part][changed[part]]
-            there = grid.cells(after)
-            writer.late(grid.low(after, there), grid.widths(there))
+            end = int(np.searchsorted(places, part.stop))
+            changes.write_within(writer, after[moved:end], grid)
+            moved = end
 
 
 def _read(reader: streams.Reader, old: dtypes.Array, columns: int, layout: Layout | None) -> dtypes.Array:
@@ -220,8 +221,9 @@ def _lines(magnitudes: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     """Half-octaves (r, c) of mean magnitudes of about 2^((r_i + c_j) / 2), by alternating maximum likelihood."""
     y = np.ones(magnitudes.shape[1], np.float32)
     for _ in range(_SWEEPS):
-        x = (magnitudes @ (1 / y) + 0.5) / len(y)
-        y = ((1 / x) @ magnitudes + 0.5) / len(x)
+        # Not by BLAS, whose threads wait for each other longer than this takes.
+        x = (np.einsum("ij,j->i", magnitudes, 1 / y) + 0.5) / len(y)
+        y = (np.einsum("ij,i->j", magnitudes, 1 / x) + 0.5) / len(x)
     return 2 * np.log2(x), 2 * np.log2(y)
 
 

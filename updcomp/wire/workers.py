@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-_AHEAD = 1 << 24  # bytes of leaves that are worked on at once, beside the first of them
+_AHEAD = 1 << 25  # bytes of leaves that are worked on at once, beside the first of them
 
 Made = TypeVar("Made")
 Given = TypeVar("Given")
