@@ -44,6 +44,11 @@ class _Plan(NamedTuple):
     """A way to send every leaf."""
 
     choices: dict[str, rates.Choice]
+    spacing: float  # its logarithm
+
+    @property
+    def error(self) -> float:
+        return sum(choice.error for choice in self.choices.values())
 
     @property
     def bits(self) -> float:
@@ -115,10 +120,10 @@ def _approach(
         if update is None:
             ratio *= 2
             continue
-        if len(best.update) < len(update) <= max_bytes:
-            best = Found(packet, update)
-        if _LEAST * max_bytes <= len(update) <= max_bytes or plan.bits < (1 - 2 * _CLOSE) * wanted:
-            break
+        if len(update) <= max_bytes:
+            best = max(best, Found(packet, update), key=lambda found: len(found.update))
+            if len(update) >= _LEAST * max_bytes or plan.bits < (1 - 2 * _CLOSE) * wanted:
+                break
         ratio = max(8 * (len(update) - base), 1) / plan.bits
     return best
 
@@ -150,16 +155,17 @@ def _survey(
 
 
 def _solve(leaves: dict[str, sampling.Leaf], wanted: float) -> _Plan:
-    """The plan of least error that takes about so many bits.
+    """The plan of least error that takes at most so many bits.
 
-    Bits fall as the spacing grows, with a jump where a large leaf is better sent in another way. What is left at a jump
-    goes to finer spacings in the ways before it.
+    Bits fall as the spacing grows, with a jump where a large leaf is better sent in another way. A number of bits
+    within a jump is met by finer spacings in the ways of one side, or by coarser ones in those of the other.
     """
-    kinds = dict.fromkeys(leaves, _ALL)
-    plan, spacing = _search(leaves, kinds, wanted, _start(leaves))
-    if plan.bits < (1 - 2 * _CLOSE) * wanted:
-        plan, _ = _search(leaves, plan.kinds, wanted, spacing)
-    return plan
+    everything = dict.fromkeys(leaves, _ALL)
+    fits, above = _search(leaves, everything, wanted, _start(leaves))
+    if above is None or fits.bits >= (1 - 2 * _CLOSE) * wanted:
+        return fits
+    spent = (_search(leaves, plan.kinds, wanted, plan.spacing)[0] for plan in (fits, above))
+    return min(fits, *spent, key=lambda plan: (plan.error, plan.bits))
 
 
 def _start(leaves: dict[str, sampling.Leaf]) -> float:
@@ -171,42 +177,41 @@ def _start(leaves: dict[str, sampling.Leaf]) -> float:
 
 def _search(
     leaves: dict[str, sampling.Leaf], kinds: Mapping[str, tuple[str, ...]], wanted: float, start: float
-) -> tuple[_Plan, float]:
-    """The plan of at most so many bits at the smallest spacing found, and the logarithm of that."""
+) -> tuple[_Plan, _Plan | None]:
+    """The plan at the smallest spacing found that takes no more bits, and at the largest that takes more, if any does.
+
+    Every leaf is sent in one of its kinds. If all spacings take more bits, the first plan is that of the largest.
+    """
 
     def at(spacing: float) -> _Plan:
-        return _Plan({name: rates.best(leaf, 2.0**spacing, kinds[name]) for name, leaf in leaves.items()})
+        chosen = {name: rates.best(leaf, 2.0**spacing, kinds[name]) for name, leaf in leaves.items()}
+        return _Plan(chosen, spacing)
 
     fits = above = None
     width, where = 1.0, start
     while (fits is None or above is None) and abs(where - start) < _OCTAVES:
         plan = at(where)
-        fits, above = ((where, plan), above) if plan.bits <= wanted else (fits, (where, plan))
+        fits, above = (plan, above) if plan.bits <= wanted else (fits, plan)
         where += -width if above is None else width
         width *= 1 if fits is None and above is None else 2
     if fits is None or above is None:
-        found = fits or above
-        assert found is not None, "there was a first"
-        return found[1], found[0]
-    return _narrowed(at, wanted, above, fits)
+        return fits or _Plan({name: rates.kept(leaf) for name, leaf in leaves.items()}, where), above
+    return _narrowed(at, wanted, fits, above)
 
 
-def _narrowed(
-    at: Callable[[float], _Plan], wanted: float, above: tuple[float, _Plan], fits: tuple[float, _Plan]
-) -> tuple[_Plan, float]:
-    """Between a spacing that takes more bits and one that takes no more, by secants of log(bits) and by halves."""
+def _narrowed(at: Callable[[float], _Plan], wanted: float, fits: _Plan, above: _Plan) -> tuple[_Plan, _Plan]:
+    """The same nearer to each other, by secants of log(bits) and by halves."""
     for step in range(_STEPS):
-        (low, more), (high, less) = above, fits
-        if less.bits >= (1 - _CLOSE) * wanted or high - low < 1e-4:
+        low, high = above.spacing, fits.spacing
+        if fits.bits >= (1 - _CLOSE) * wanted or high - low < 1e-3:
             break
         share = 0.5
-        if step % 3 < 2 and less.bits > 0:
+        if step % 3 < 2 and fits.bits > 0:
             goal = (1 - _CLOSE / 2) * wanted
-            share = math.log(more.bits / goal) / math.log(more.bits / less.bits)
-        middle = low + (high - low) * min(max(share, 0.02), 0.98)
-        plan = at(middle)
-        above, fits = ((middle, plan), fits) if plan.bits > wanted else (above, (middle, plan))
-    return fits[1], fits[0]
+            share = math.log(above.bits / goal) / math.log(above.bits / fits.bits)
+        plan = at(low + (high - low) * min(max(share, 0.02), 0.98))
+        fits, above = (plan, above) if plan.bits <= wanted else (fits, plan)
+    return fits, above
 
 
 def _packet(before: dtypes.Model, after: dtypes.Model, choices: dict[str, rates.Choice]) -> Packet:

@@ -82,7 +82,7 @@ def _orthonormal(columns: np.ndarray) -> np.ndarray:
     return (wide @ (turn * scale)).astype(columns.dtype)
 
 
-def best(found: Spectrum, slope: float, bias: float) -> tuple[int, float]:
+def best(found: Spectrum, slope: float) -> tuple[int, float]:
     """The rank and the step of the least error + slope * bits, as normal factors would have them.
 
     Factors share a singular value s_k equally, so that columns have norms sqrt(s_k / step) in steps. An integer of
@@ -93,7 +93,6 @@ def best(found: Spectrum, slope: float, bias: float) -> tuple[int, float]:
     Args:
       found: of the change.
       slope: squared error that a bit is worth.
-      bias: what the part of an error along the change itself counts more.
 
     Returns:
       (rank, step before it is rounded).
@@ -107,8 +106,7 @@ def best(found: Spectrum, slope: float, bias: float) -> tuple[int, float]:
         error += side * _of_normal(spread, 1) * (norms * steps[:, None]) ** 2
         bits += side * _of_normal(spread, 0)
     sent = ranks[:, None] >= ranks
-    rest = found.rest()
-    lost = rest + (np.minimum(error, found.values**2) * sent).sum(axis=1) + bias * rest**2 / found.energy
+    lost = found.rest() + (np.minimum(error, found.values**2) * sent).sum(axis=1)
     chosen = int(np.argmin(lost + slope * (bits * sent).sum(axis=1)))
     return chosen + 1, float(steps[chosen])
 
@@ -155,8 +153,8 @@ def rounded_right(found: Spectrum, rank: int, step: float) -> Right | None:
     Returns:
       None where nothing is left of a factor.
     """
-    step = round_step(step)
     scaled = found.right[:, :rank].astype(np.float64) * np.sqrt(found.values[:rank] / step)
+    step = round_step(step)  # of the product; the right factor may have any scale
     integers = np.rint(scaled)
     integers = integers[:, (integers != 0).any(axis=0)]
     if not integers.shape[1]:

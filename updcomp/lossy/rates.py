@@ -9,8 +9,6 @@ from updcomp.lossy import low_rank, rounding, sampling, sizes
 from updcomp.wire import dtypes, tokens
 from updcomp.wire.increments import round_step
 
-BIAS = 20.0  # what an error along the change itself counts beside one in any other direction
-_LEAST_GAIN, _MOST_GAIN = 0.8, 1.5
 _SPARSE = 1 / 64
 
 
@@ -19,7 +17,7 @@ class Choice(NamedTuple):
 
     kind: str  # kept, rounded, factors or exact
     bits: float
-    error: float  # squared, with sensitivities and bias
+    error: float  # squared, with sensitivities
     spacing: float = 0.0  # of what is rounded
     step: float = 0.0  # that it is multiplied by
     right: low_rank.Right | None = None  # of factors
@@ -44,21 +42,26 @@ def choices(leaf: sampling.Leaf, spacing: float) -> list[Choice]:
       At most one of every kind.
     """
     slope, weight = slope_of(spacing), leaf.weight
-    found = [Choice("kept", 0, weight * leaf.energy * (1 + BIAS)), Choice("exact", leaf.exact_bits, 0)]
+    found = [kept(leaf), Choice("exact", leaf.exact_bits, 0)]
     if weight > 0:
         found.append(_rounded(leaf, spacing / math.sqrt(weight)))
     if leaf.spectrum is not None and weight > 0:
-        rank, step = low_rank.best(leaf.spectrum, slope / weight, BIAS)
+        rank, step = low_rank.best(leaf.spectrum, slope / weight)
         if (right := low_rank.rounded_right(leaf.spectrum, rank, step)) is not None:
             found.append(_factors(leaf, right))
     return found
+
+
+def kept(leaf: sampling.Leaf) -> Choice:
+    """To send nothing of a leaf."""
+    return Choice("kept", 0, leaf.weight * leaf.energy)
 
 
 def best(leaf: sampling.Leaf, spacing: float, kinds: tuple[str, ...]) -> Choice:
     """The choice of least error + slope * bits among these kinds."""
     slope = slope_of(spacing)
     allowed = [choice for choice in choices(leaf, spacing) if choice.kind in kinds]
-    return min(allowed, key=lambda choice: choice.error + slope * choice.bits)
+    return min(allowed or [kept(leaf)], key=lambda choice: choice.error + slope * choice.bits)
 
 
 def _rounded(leaf: sampling.Leaf, spacing: float) -> Choice:
@@ -66,36 +69,25 @@ def _rounded(leaf: sampling.Leaf, spacing: float) -> Choice:
     integers = flat.reshape(leaf.change.shape).astype(np.float64)
     if not np.abs(integers).max(initial=0) < 2**31:
         return Choice("exact", leaf.exact_bits, 0)
-    weights = leaf.counts[:, None]
-    along = float((weights * integers * leaf.change).sum())
-    if not along:
-        return Choice("kept", 0, leaf.weight * leaf.energy * (1 + BIAS))
-    power, energy = float((weights * integers**2).sum()), _energy(leaf)
-    gain = along * (1 + BIAS) / (power + BIAS * along**2 / energy) / spacing
-    step = round_step(spacing * min(max(gain, _LEAST_GAIN), _MOST_GAIN))
+    if not integers.any():
+        return kept(leaf)
+    step = round_step(spacing)
     return Choice("rounded", _bits(leaf, integers, spacing), _error(leaf, integers * step), spacing, step)
 
 
 def _factors(leaf: sampling.Leaf, right: low_rank.Right) -> Choice:
     left = low_rank.left(leaf.change, right)
-    increments_ = left.astype(np.float64) @ right.integers.T.astype(np.float64) * right.step
+    added = left.astype(np.float64) @ right.integers.T.astype(np.float64) * right.step
     bits = _column_bits(left, leaf.counts) + _column_bits(right.integers, np.ones(len(right.integers)))
-    return Choice("factors", bits + sizes.HEADER_BITS, _error(leaf, increments_), right=right)
-
-
-def _energy(leaf: sampling.Leaf) -> float:
-    return float((leaf.counts[:, None] * leaf.change.astype(np.float64) ** 2).sum())
+    return Choice("factors", bits + sizes.HEADER_BITS, _error(leaf, added), right=right)
 
 
 def _error(leaf: sampling.Leaf, added: np.ndarray) -> float:
-    """The squared error of the leaf that a device has, and `BIAS` times that of its part along the change."""
+    """The squared error of the leaf that a device has, each weight's times its sensitivity."""
     olds = dtypes.to_floats(leaf.old)
     result = dtypes.to_floats(dtypes.round_floats(olds + added.astype(olds.dtype), leaf.old.dtype))
     errors = dtypes.to_floats(leaf.new).astype(np.float64) - result
-    weights = leaf.counts[:, None] * np.ones_like(errors)
-    along = float((weights * errors * leaf.change).sum())
-    squares = float((weights * leaf.sensitivity * errors**2).sum())
-    return squares + BIAS * leaf.weight * along**2 / max(_energy(leaf), 1e-300)
+    return float((leaf.counts[:, None] * leaf.sensitivity * errors**2).sum())
 
 
 def _bits(leaf: sampling.Leaf, integers: np.ndarray, spacing: float) -> float:
