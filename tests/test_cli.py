@@ -212,7 +212,7 @@ def test_a_budget_is_for_both_sides(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["diff", "{missing}", "{new}", "-o", "{out}"], "missing.npz"),
-        (["diff", "{old}", "{new}", "-o", "{out}", "--step", "0"], "--step: expected a positive number"),
+        (["diff", "{old}", "{new}", "-o", "{out}", "--step", "0"], "step: expected a positive finite number"),
         (["diff", "{old}", "{new}", "-o", "{out}", "--max-bytes", "3"], "max_bytes: expected at least"),
         (
             ["diff", "{old}", "{other}", "-o", "{out}"],
@@ -225,7 +225,7 @@ def test_a_budget_is_for_both_sides(tmp_path, capsys):
         (["apply", "{old}", "{missing}", "-o", "{empty}"], "expected a file to write, found a folder"),
         (["apply", "{old}", "{missing}", "-o", "{folder}"], "expected a model file"),
         (["diff", "{old}", "{new}", "-o", "{old}"], "never changed"),
-        (["diff", "{old}", "{new}", "-o", "{out}", "--step", "inf"], "--step: expected a positive number"),
+        (["diff", "{old}", "{new}", "-o", "{out}", "--step", "inf"], "step: expected a positive finite number"),
         (["inspect", "{new}"], "update"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),

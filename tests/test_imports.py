@@ -28,7 +28,7 @@ FLOORS = [
                 "subspace",
                 "quantize",
             ),
-            *("neurons", "layers", "program", "products", "convolution", "differences", "changes"),
+            *("neurons", "layers", "program", "products", "convolution", "differences", "changes", "lossy"),
         )
     },
     {"updcomp.api"},

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import math
 import os
 import sys
@@ -49,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     most = "lossy: the update is at most this long, in bytes or such as 500kB, 1MB or 1MiB"
     size = diff.add_mutually_exclusive_group()
     size.add_argument("--step", type=float, help="lossy: no weight is further than about step / 2 from the new one")
+    error = "lossy: no weight of the result is further than this from the new one"
+    size.add_argument("--max-error", metavar="ERROR", type=float, help=error)
     size.add_argument("--max-bytes", metavar="SIZE", type=command_line.byte_count, help=most)
     common = "leave out leaves that one of the models lacks: the device keeps its own, and gets no others"
     leaves = diff.add_mutually_exclusive_group()
@@ -82,20 +83,15 @@ def _add_compact(command: argparse.ArgumentParser) -> None:
 
 
 def _diff(options: argparse.Namespace) -> None:
-    if options.step is not None and not 0 < options.step < float("inf"):
-        raise Error(f"--step: expected a positive number, found {options.step}")
     inputs = [file for path in (options.old, options.new) for file in _files(path)]
     replacing.check_output(options.output, *inputs)
     with _opened(options.old) as old, _opened(options.new) as new:
         travels = files.keeps_metadata(options.old) and files.keeps_metadata(options.new)
         metadata = (old.metadata, new.metadata) if travels else None
         base, whole = recent.Recent(old.model), _size(new.model)
-        # A bound on the bytes is met in a number of readings that is not known before.
-        total = _size(old.model) + whole if options.max_bytes is None else None
-        with progress.shown("diff", total):
-            start, changed = differences.start(base, new.model, allow_new=options.allow_new)
-            packet = _packet(start, new.model, metadata, options)._replace(structure=changed)
-            update = container.encode(packet, base, metadata=metadata, budget=options.budget, compact=options.compact)
+        with progress.shown("diff", _readings(options) * (_size(old.model) + whole)):
+            update = _made(base, new.model, metadata, options)
+        changed = container.structure_of(update)
         left = _left_out(old.model, new.model) if changed is None else _changed(changed)
     files.write_bytes(options.output, update)
     name, to_stderr = ("standard output", True) if is_standard(options.output) else (options.output, False)
@@ -123,19 +119,26 @@ def _size(model: dtypes.Model) -> int:
     return sum(spec.nbytes for spec in dtypes.specs(model).values())
 
 
-def _packet(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> Packet:
-    """The difference of the leaves, in the bytes that the metadata leave."""
-    diff = functools.partial(differences.between, old, new, budget=options.budget, common_only=options.common_only)
-    if options.max_bytes is None or not any(metadata or ()):
-        return diff(step=options.step, max_bytes=options.max_bytes)
-    taken, without = (
-        len(container.encode(Packet({}), old, metadata=texts, budget=math.inf)) for texts in (metadata, None)
-    )
+def _readings(options: argparse.Namespace) -> int:
+    """How often a difference is read, as a rule: a bound on the bytes is met after a look and one or two attempts."""
+    return 1 if options.max_bytes is None else 3
+
+
+def _made(old: dtypes.Model, new: dtypes.Model, metadata: _Metadata, options: argparse.Namespace) -> bytes:
+    """The update of the difference of the leaves, and of the metadata."""
+    given = {name: getattr(options, name) for name in ("budget", "compact", "common_only", "allow_new")}
+    if options.max_bytes is None:
+        packet = differences.between(old, new, step=options.step, max_error=options.max_error, **given)
+        return container.encode(packet, old, metadata=metadata, budget=options.budget, compact=options.compact)
     try:
-        return diff(max_bytes=options.max_bytes - (taken - without))
+        return differences.within_bytes(old, new, options.max_bytes, metadata=metadata, **given).update
     except BudgetError as error:
-        said = f"the metadata take {taken - without} of --max-bytes={options.max_bytes}; of the rest"
-        raise BudgetError(f"{said}, {error}") from None
+        if not any(metadata or ()):
+            raise
+        taken, without = (
+            len(container.encode(Packet({}), old, metadata=texts, budget=math.inf)) for texts in (metadata, None)
+        )
+        raise BudgetError(f"{error}, of which the metadata take {taken - without}") from None
 
 
 def _left_out(old: dtypes.Model, new: dtypes.Model) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from updcomp import arrays, changes, differences
-from updcomp.trees import HostModel, PyTree, rebuilt, subtrees_at, with_leaves
+from updcomp.trees import HostModel, PyTree, numbers_at, rebuilt, subtrees_at, with_leaves
 from updcomp.wire import container, dtypes, inspection, recent, squashing, versions
 from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.packet import Packet
@@ -15,25 +15,35 @@ def diff(
     new: PyTree,
     *,
     step: float | None = None,
+    max_error: float | None = None,
     max_bytes: int | None = None,
+    sensitivity: PyTree | None = None,
     budget: float = 1.0,
+    compact: bool = False,
     common_only: bool = False,
     allow_new: bool = False,
 ) -> Packet:
-    """The update between two models that exist: exact by default, or lossy.
+    """The update between two models that exist: exact by default, or lossy, by one of a step, an error and a size.
 
     An exact one copies no model: leaves that are the same object or equal have no block, arrays on accelerators are
     compared there, and of a leaf in which few weights changed these alone come to the host.
 
-    Lossy updates send q = round((new - old) / step) for every floating leaf, so no weight is further than half a step
-    from the new one (and the roundings of the step and of its dtype); integer, float8 and non-finite leaves stay exact.
+    With a step, q = round((new - old) / step) is sent of every floating leaf, so no weight is further than half a step
+    from the new one (and the roundings of the step and of its dtype). With `max_error` no weight of the result, as the
+    device holds it in the leaf's dtype, is further than that from the new one. With `max_bytes` each leaf is sent as it
+    errs least for its bytes: rounded, as a product of thin matrices (a merged adapter is found again), exactly, or not
+    at all. Integer, float8 and non-finite leaves stay exact.
 
     Args:
       old: the model that the device holds, any pytree of arrays.
       new: the model that it should hold, with the same leaf paths, shapes and dtypes.
       step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
-      max_bytes: the step is found by bisection so that the encoded update is at most this long. Excludes `step`.
+      max_error: how far a weight may be from the new one. Excludes `step`.
+      max_bytes: the encoded update is at most this long, and hardly shorter where more bytes would help. Excludes both.
+      sensitivity: with `max_bytes`, what a squared error of a weight counts: a tree like the model, of arrays or one
+        number for each leaf, all at least 0, such as `contribution.squared_gradients` gives; default: all count 1.
       budget: with `max_bytes`, how much applying may take, as in `encode`.
+      compact: with `max_bytes`, whether the update will be encoded so.
       common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
       allow_new: whether the device gets leaves that only the new one has, or has in another shape or dtype, and gives
         up those that only the old one has.
@@ -45,6 +55,7 @@ def diff(
       LeafError: a leaf is missing, or has another shape or dtype; the message lists all of them.
       BudgetError: not even the smallest update fits in `max_bytes`; the message says its size.
       CostError: applying even that would take more than the budget.
+      Error: more than one of `step`, `max_error` and `max_bytes`, or one that is not positive.
 
     >>> import numpy as np
     >>> old, new = {"w": np.zeros(3, np.float32)}, {"w": np.float32([0, 0.25, 0])}
@@ -52,19 +63,28 @@ def diff(
     >>> apply(encode(packet, old), old)["w"].tolist()
     [0.0, 0.25, 0.0]
     """
-    after: dtypes.Model = HostModel(new)
-    before, changed = differences.start(HostModel(old), after, allow_new=allow_new)
-    both = differences.names(before, after, common_only=common_only)
-    if step is None and max_bytes is None:
+    differences.check_one(step, max_error, max_bytes, sensitivity)
+    before, after = HostModel(old), HostModel(new)
+    if step is None and max_error is None and max_bytes is None:
+        start, changed = differences.start(before, after, allow_new=allow_new)
+        both = differences.names(start, after, common_only=common_only)
         added = () if changed is None else changed.added
         return Packet(changes.find(old, new, both, added=added), structure=changed)
     is_split = arrays.spans_devices((old, new))
     # What one device has is brought to the host once.
     held_before, held_after = (model if is_split else dict(model) for model in (before, after))
     packet = differences.between(
-        held_before, held_after, step=step, max_bytes=max_bytes, budget=budget, common_only=common_only
+        held_before,
+        held_after,
+        step=step,
+        max_error=max_error,
+        max_bytes=max_bytes,
+        sensitivity=None if sensitivity is None else numbers_at(old, sensitivity),
+        budget=budget,
+        compact=compact,
+        common_only=common_only,
+        allow_new=allow_new,
     )
-    packet = packet._replace(structure=changed)
     return packet if is_split else packet._replace(blocks=dict(packet.blocks))
 
 

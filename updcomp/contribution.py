@@ -3,6 +3,7 @@
 Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -113,3 +114,48 @@ def combine(global_: PyTree, local: PyTree, weight: float = 0.5) -> PyTree:
     global_share = share / jnp.where(global_total > 0, global_total, 1.0)
     local_share = (1 - share) / jnp.where(local_total > 0, local_total, 1.0)
     return jax.tree.map(lambda g, c: global_share * g + local_share * c, global_, local)
+
+
+def squared_gradients(
+    loss: Callable[[PyTree, PyTree, jax.Array], jax.Array], variables: PyTree, batch: PyTree, key: jax.Array
+) -> PyTree:
+    """How much the loss feels an error of each weight: the diagonal of the empirical Fisher information.
+
+    f_i = mean over rows n of (d loss_n / d w_i)^2. Where the loss is a negative log-likelihood and the model fits, it
+    is the expected curvature, so that errors e raise the loss by about sum_i f_i e_i^2 / 2.
+
+    Args:
+      loss: (variables, batch, key) -> scalar, the mean over the rows of a batch.
+      variables: any pytree of arrays, all of whose floating leaves count, statistics too.
+      batch: a pytree of arrays with a common leading axis; memory is taken for one row's gradient at a time.
+      key: PRNG key of the loss.
+
+    Returns:
+      A pytree like the variables: float32 of each leaf's shape, zeros for leaves that are not floating. It is what
+      `updcomp.diff(..., sensitivity=)` takes; means of several batches of one size are means of these.
+
+    >>> fit = lambda slope, batch, key: jnp.mean((slope * batch["x"] - batch["y"]) ** 2)
+    >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.zeros(2)}
+    >>> squared_gradients(fit, jnp.float32(1), batch, jax.random.key(0)).item()
+    34.0
+    """
+    leaves, structure = jax.tree.flatten(variables)
+    floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def of_row(moving: list[jax.Array], row: PyTree) -> jax.Array:
+        own = iter(moving)
+        whole = [next(own) if is_float else leaf for leaf, is_float in zip(leaves, floats, strict=True)]
+        return loss(jax.tree.unflatten(structure, whole), jax.tree.map(lambda part: part[None], row), key)
+
+    def add(sums: list[jax.Array], row: PyTree) -> tuple[list[jax.Array], None]:
+        gradients = jax.grad(of_row)(moving, row)
+        return [s + jnp.square(g.astype(jnp.float32)) for s, g in zip(sums, gradients, strict=True)], None
+
+    moving = [leaf for leaf, is_float in zip(leaves, floats, strict=True) if is_float]
+    sums, _ = jax.lax.scan(add, [jnp.zeros(leaf.shape, jnp.float32) for leaf in moving], batch)
+    found, rows = iter(sums), len(jax.tree.leaves(batch)[0])
+    means = [
+        next(found) / rows if is_float else jnp.zeros(leaf.shape, jnp.float32)
+        for leaf, is_float in zip(leaves, floats, strict=True)
+    ]
+    return jax.tree.unflatten(structure, means)

@@ -1,23 +1,19 @@
 """The packet between two models whose leaves are read when they are asked for, exact or lossy."""
 
 import functools
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from updcomp.lossy import rounding, sensitivities
+from updcomp.lossy.budget import Found, meet
 from updcomp.wire import container, dtypes, structure
-from updcomp.wire.errors import BudgetError, CostError, Error, LeafError
+from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Block
-from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.kinds.exact import Exact
-from updcomp.wire.kinds.sparse import Sparse
 from updcomp.wire.packet import LazyBlocks, Packet
 
-_LOSSY = ("float16", "bfloat16", "float32", "float64")
-_SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
-_BISECTIONS = 20
 _MOST_TOLD = 20  # names of leaves in a message
 
 
@@ -97,9 +93,13 @@ def between(
     after: dtypes.Model,
     *,
     step: float | None = None,
+    max_error: float | None = None,
     max_bytes: int | None = None,
+    sensitivity: Mapping[str, np.ndarray | float] | None = None,
     budget: float = 1.0,
+    compact: bool = False,
     common_only: bool = False,
+    allow_new: bool = False,
 ) -> Packet:
     """The packet that turns one model into another; its blocks are made when they are asked for, and not kept.
 
@@ -107,9 +107,13 @@ def between(
       before: the model that the device holds: leaf name -> array, such as an open file's.
       after: the one that it should hold.
       step: quantisation step; None for an exact update.
+      max_error: how far a weight may be from the new one, in place of a step.
       max_bytes: the largest size of the encoded update, in place of a step.
+      sensitivity: with `max_bytes`, as in `within_bytes`.
       budget: with `max_bytes`, how much applying may take.
+      compact: with `max_bytes`, whether the update will be encoded so.
       common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
+      allow_new: whether leaves may come and go.
 
     Returns:
       A packet for `container.encode(packet, before)`; both models must stay open as long as it is used.
@@ -118,72 +122,103 @@ def between(
       LeafError: as `names`.
       BudgetError: not even the smallest update fits in `max_bytes`.
       CostError: applying even that would take more than the budget.
-      Error: both a step and `max_bytes` are given.
+      Error: more than one of `step`, `max_error` and `max_bytes` is given, or one of them is not positive.
 
     >>> before, after = {"w": np.zeros(2, np.float32)}, {"w": np.ones(2, np.float32)}
     >>> between(before, after).blocks["w"].new.tolist()
     [1.0, 1.0]
     """
-    if step is not None and max_bytes is not None:
-        raise Error("step and max_bytes: expected at most one of them, found both; leave one out")
-    both = names(before, after, common_only=common_only)
-    if max_bytes is None:
-        return _packet(both, before, after, None if step is None else round_step(step))
-    return _within_bytes(both, before, after, max_bytes, budget)
+    check_one(step, max_error, max_bytes, sensitivity)
+    if max_bytes is not None:
+        return within_bytes(
+            before,
+            after,
+            max_bytes,
+            sensitivity=sensitivity,
+            budget=budget,
+            compact=compact,
+            common_only=common_only,
+            allow_new=allow_new,
+        ).packet
+    base, changed = start(before, after, allow_new=allow_new)
+    both = names(base, after, common_only=common_only)
+    make = functools.partial(_block, step=step and round_step(step), max_error=max_error)
+    blocks = LazyBlocks({name: functools.partial(make, name, base, after) for name in both})
+    return Packet(blocks, structure=changed)
 
 
-def _packet(both: list[str], before: dtypes.Model, after: dtypes.Model, step: float | None) -> Packet:
-    return Packet(LazyBlocks({name: functools.partial(_block, name, before, after, step) for name in both}))
+def check_one(
+    step: float | None, max_error: float | None, max_bytes: int | None, sensitivity: object | None = None
+) -> None:
+    """Checks that at most one of them is given, and is positive.
+
+    Raises:
+      Error: it is not so; the message names them.
+    """
+    given = {
+        name: value
+        for name, value in (("step", step), ("max_error", max_error), ("max_bytes", max_bytes))
+        if value is not None
+    }
+    if len(given) > 1:
+        raise Error(f"{', '.join(given)}: expected at most one of them, found {len(given)}; leave out the others")
+    if sensitivity is not None and max_bytes is None:
+        raise Error("sensitivity: expected with max_bytes alone, which it shares out among the leaves")
+    for name, value in given.items():
+        rounding.check_positive(name, value)
 
 
-def _block(name: str, before: dtypes.Model, after: dtypes.Model, step: float | None) -> Block:
+def within_bytes(
+    before: dtypes.Model,
+    after: dtypes.Model,
+    max_bytes: int,
+    *,
+    sensitivity: Mapping[str, np.ndarray | float] | None = None,
+    metadata: tuple[container.Texts, container.Texts] | None = None,
+    budget: float = 1.0,
+    compact: bool = False,
+    common_only: bool = False,
+    allow_new: bool = False,
+) -> Found:
+    """The update of least error that is at most so long.
+
+    Args:
+      before: the model that the device holds: leaf name -> array, such as an open file's.
+      after: the one that it should hold.
+      max_bytes: the largest size of the encoded update.
+      sensitivity: leaf name -> what a squared error counts, of the leaf's shape or one number; all count 1 without it.
+      metadata: as in `container.encode`.
+      budget: how much applying may take.
+      compact: as in `container.encode`.
+      common_only: as in `between`.
+      allow_new: as in `between`.
+
+    Returns:
+      The packet, and the update itself.
+
+    Raises:
+      LeafError, BudgetError, CostError: as `between`.
+    """
+    base, changed = start(before, after, allow_new=allow_new)
+    both = names(base, after, common_only=common_only)
+    weights = sensitivities.of(sensitivity, dtypes.specs(base), both)
+
+    def encode(packet: Packet) -> bytes:
+        sent = packet._replace(structure=changed)
+        return container.encode(sent, before, metadata=metadata, budget=budget, compact=compact)
+
+    found = meet(both, base, after, max_bytes, weights, encode)
+    return found._replace(packet=found.packet._replace(structure=changed))
+
+
+def _block(
+    name: str, before: dtypes.Model, after: dtypes.Model, *, step: float | None, max_error: float | None
+) -> Block:
     new = after[name]
-    if step is None or dtypes.name(new.dtype) not in _LOSSY:
+    if (step is None and max_error is None) or not rounding.is_lossy(new.dtype):
         return Exact(new)
-    values = np.rint(_delta(before[name], new) / step)
-    if not np.all(np.abs(values) < 2**31):  # also where a weight is not finite
-        return Exact(new)
-    integers = values.astype(np.int32)
-    positions = np.flatnonzero(integers)
-    if len(positions) < _SPARSE_DENSITY * integers.size:
-        return Sparse(positions, integers.ravel()[positions], step)
-    return Dense(integers, step)
-
-
-def _delta(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """New - old in float64: zero where the bits are equal, not finite where a changed weight is not."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        delta = np.asarray(dtypes.to_floats(new).astype(np.float64) - dtypes.to_floats(old))  # of 0-d leaves too
-    delta[(dtypes.flat_bits(old) == dtypes.flat_bits(new)).reshape(delta.shape)] = 0
-    return delta
-
-
-def _within_bytes(both: list[str], before: dtypes.Model, after: dtypes.Model, max_bytes: int, budget: float) -> Packet:
-    """Bisects the logarithm of the step between one that sends no lossy change and float32's resolution of it."""
-    lossy = [name for name in both if dtypes.name(dtypes.specs(before)[name].dtype) in _LOSSY]
-    deltas = (np.abs(_delta(before[name], after[name])) for name in lossy)
-    largest = max((float(np.max(delta, initial=0, where=np.isfinite(delta))) for delta in deltas), default=0.0)
-    coarse = round_step(min(4 * largest, 1e38)) if largest > 0 else 1.0
-    best = _packet(both, before, after, coarse)
-    size = len(container.encode(best, before, budget=budget))
-    if size > max_bytes:
-        raise BudgetError(f"max_bytes: expected at least {size} (the smallest possible update), found {max_bytes}")
-    exact, exact_size = _sized(_packet(both, before, after, None), before, budget)
-    if exact_size <= max_bytes:
-        return exact
-    low, high = np.log2(coarse) - 40, np.log2(coarse)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        packet, size = _sized(_packet(both, before, after, round_step(2.0**middle)), before, budget)
-        if size <= max_bytes:
-            best, high = packet, middle
-        else:
-            low = middle
-    return best
-
-
-def _sized(packet: Packet, before: dtypes.Model, budget: float) -> tuple[Packet, int]:
-    try:
-        return packet, len(container.encode(packet, before, budget=budget))
-    except CostError:
-        return packet, sys.maxsize  # no device takes it
+    old, new = dtypes.hold(before[name]), dtypes.hold(new)
+    if max_error is not None:
+        return rounding.within(old, new, max_error)
+    assert step is not None, "one of them is given"
+    return rounding.rounded(old, new, step)

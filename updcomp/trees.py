@@ -144,6 +144,29 @@ def subtrees_at(tree: PyTree, subtrees: PyTree) -> dict[str, PyTree]:
     return {name: part for (name, _), part in zip(_paths(tree), parts, strict=True)}
 
 
+def numbers_at(tree: PyTree, numbers: PyTree) -> dict[str, np.ndarray]:
+    """The numbers that a tree like a model has in the place of its leaves: one for a leaf, or an array.
+
+    Args:
+      tree: of arrays.
+      numbers: of its structure.
+
+    Returns:
+      leaf name -> float array.
+
+    Raises:
+      LeafError: it has another structure, or what stands there is no number.
+
+    >>> numbers_at({"w": np.zeros(2)}, {"w": 3})["w"].item()
+    3.0
+    """
+    try:
+        found = subtrees_at(tree, numbers)
+        return {name: np.asarray(found[name]).astype(np.float32) for name in named_leaves(tree)}
+    except (TypeError, ValueError) as error:
+        raise LeafError(f"sensitivity: expected a tree of numbers like the model; {error}") from None
+
+
 class HostModel(Mapping[str, np.ndarray]):
     """The device's form of a pytree, of which each leaf is brought to the host when it is asked for, and not kept.
 

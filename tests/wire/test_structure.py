@@ -51,9 +51,10 @@ def test_a_packet_comes_back_as_it_was():
     assert found.blocks.keys() == sent.blocks.keys()
 
 
-@pytest.mark.parametrize("options", [{"step": 0.01}])
+@pytest.mark.parametrize("options", [{"step": 0.01}, {"max_bytes": 400}, {"max_bytes": 400, "compact": True}])
 def test_lossy_updates_may_add_leaves(options):
-    update = encoded(**options)
+    packet = updcomp.diff(BASE, NEW, allow_new=True, **options)
+    update = updcomp.encode(packet, BASE, compact="compact" in options)
     found = updcomp.apply(update, BASE)
     assert len(update) <= options.get("max_bytes", 2000)
     assert {name: leaf.shape for name, leaf in found.items()} == {name: leaf.shape for name, leaf in NEW.items()}
