@@ -214,6 +214,16 @@ def by_the_table(head, shape, words, itemsize, lanes):
         parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
         return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(most for _, most in parts)
 
+    def fitted(rows, columns):
+        n = rows * columns
+        if not n:
+            return 0, 0
+        width = min(columns, 2**11)
+        height = 2**19 // width
+        tiles = math.ceil(rows / height) * math.ceil(columns / width)
+        operations = 2**24 * tiles + 200 * n + 3024 * n // 8 + 2**13 * (n // lanes + 16 * tiles)
+        return operations, max(88 * min(rows, height) * width, matrix(rows, columns)[1])
+
     def places(k, n):
         return segment(n if 0 < k < n else 0, 1)
 
@@ -272,6 +282,8 @@ def by_the_table(head, shape, words, itemsize, lanes):
             4 * fan_in * size + 40 * size,
         ),
     }
+    table["fitted"] = ([fitted(stack * fan_in, fan_out), table["dense"][0][1]], *table["dense"][1:])
+    table["fitted columns"] = ([places(size, stack * fan_out), fitted(fan_in, size)], *table["columns"][1:])
     assert head.kind.name in table, f"{head.kind.name}: expected its row in FORMAT.md, Costs, and in this table"
     parts, operations, working = table[head.kind.name]
     return 2**17 + operations + sum(ops for ops, _ in parts), working + max((most for _, most in parts), default=0)

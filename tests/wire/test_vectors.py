@@ -31,7 +31,12 @@ VIEWED = json.loads((FOLDER / "views.json").read_text())
 VERSION_2 = json.loads((FOLDER / "version2.json").read_text())
 VERSION_3 = json.loads((FOLDER / "version3.json").read_text())
 VERSION_4 = json.loads((FOLDER / "version4.json").read_text())
-BASES = {"model": samples.model, "viewed": samples.viewed_model, "exact": samples.exact_model}
+BASES = {
+    "model": samples.model,
+    "viewed": samples.viewed_model,
+    "exact": samples.exact_model,
+    "fitted": samples.fitted_model,
+}
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 
 

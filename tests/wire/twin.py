@@ -3,6 +3,7 @@
 Only the arithmetic of float leaves uses NumPy, one weight at a time.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -14,8 +15,10 @@ import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 from tests.wire.twin_exact import exact, few
+from tests.wire.twin_fitted import fitted
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
+STEPPED, VIEWED = {*range(3, 10), 11, 12}, {3, 7, 8, 9, 11, 12}
 
 
 class Leaf(NamedTuple):
@@ -172,8 +175,8 @@ def metadata(update, old):
         at += 1
         if gap == 15:
             at = varint(update, at)[1]
-        at += 2 * (3 <= kind <= 9)
-        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9)):
+        at += 2 * (kind in STEPPED)
+        for present in (kind >= 4 and kind != 11, flags & 1 and kind in VIEWED):
             at = varint(update, at)[1] if present else at
     assert flags & 2
     digest, (size, start) = update[at : at + 8], varint(update, at + 8)
@@ -259,11 +262,12 @@ def differences(leaf, sections):
 def read_viewed(kind, step, number, view, leaf, index, seed, sections):
     """The new leaf of a dense block, factors, coefficients or columns."""
     stack, fan_in, fan_out, places = matrices(leaf.shape, view)
-    if kind == 3:
-        return increment(leaf, places, list(itertools.chain(*sections.matrix(stack * fan_in, fan_out))), step)
-    if kind == 9:
+    read = functools.partial(fitted, sections) if kind in (11, 12) else sections.matrix
+    if kind in (3, 11):
+        return increment(leaf, places, list(itertools.chain(*read(stack * fan_in, fan_out))), step)
+    if kind in (9, 12):
         columns = sections.places(number, stack * fan_out)
-        values = sections.matrix(fan_in, number)
+        values = read(fan_in, number)
         assert all(any(column) for column in transpose(values))
         there = [places[(c // fan_out * fan_in + i) * fan_out + c % fan_out] for i in range(fan_in) for c in columns]
         return increment(leaf, there, list(itertools.chain(*values)), step)
@@ -285,7 +289,7 @@ def read_viewed(kind, step, number, view, leaf, index, seed, sections):
 
 def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
-    if kind in (3, 7, 8, 9):
+    if kind in VIEWED:
         return read_viewed(kind, step, number, view, leaf, index, seed, sections)
     size = len(leaf.bits)
     everywhere = range(size)
@@ -334,11 +338,11 @@ def apply(update, model):
             more, at = varint(update, at)
             gap += more
         index, step, number, view = index + 1 + gap, None, None, None
-        if 3 <= kind <= 9:
+        if kind in STEPPED:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
-        if version >= 2 and kind >= 4:
+        if version >= 2 and kind >= 4 and kind != 11:
             number, at = varint(update, at)
-        if flags & 1 and kind in (3, 7, 8, 9):
+        if flags & 1 and kind in VIEWED:
             view, at = varint(update, at)
         heads.append((kind, step, number, view, index))
     if flags & 2:

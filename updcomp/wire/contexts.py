@@ -1,5 +1,8 @@
 """Segments whose tokens have contexts: matrices by scales of rows and columns, exact leaves by the old weights."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from updcomp.wire import costs, dtypes, models, streams
@@ -8,6 +11,14 @@ _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2
 _SMALLEST = 64  # integers for which classes could pay
 _SWEEPS = 4
 _EXPONENTS = 64  # contexts of an exact leaf
+
+
+class Coder(NamedTuple):
+    """How a kind codes matrices of integers."""
+
+    write: Callable[[streams.Writer, dtypes.Array, tuple[int, int]], None]  # takes int32 and (rows, columns)
+    read: Callable[[streams.Reader, tuple[int, int]], dtypes.Array]  # its inverse: int32 of this shape
+    cost: Callable[[int, int, int], costs.Cost]  # of reading rows x columns in so many lanes
 
 
 def write_matrix(writer: streams.Writer, values: dtypes.Array, shape: tuple[int, int]) -> None:
@@ -53,6 +64,9 @@ def matrix_cost(rows: int, columns: int, lanes: int) -> costs.Cost:
     parts = [costs.tokens(rows * columns, lanes)] + [costs.tokens(part, lanes, contexts=1) for part in (rows, columns)]
     held = 16 * (rows + columns)
     return costs.Cost(sum(part.operations for part in parts), held + max(part.working_bytes for part in parts))
+
+
+CLASSES = Coder(write_matrix, read_matrix, matrix_cost)
 
 
 def _class_contexts(rows: dtypes.Array, columns: dtypes.Array) -> tuple[dtypes.Array, streams.Contexts]:

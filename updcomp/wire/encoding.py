@@ -21,6 +21,9 @@ from updcomp.wire import (
 from updcomp.wire.kind import Block, Head, Later
 from updcomp.wire.kinds import raw
 
+_FINER = 0.6  # of the operations: what kinds may take that have a cheaper one
+_LANE_BITS = 14  # an update has about a lane for 2^14 integers at least
+
 
 class Blocks:
     """The blocks of an update in the making; leaves are taken one after another, so that no two are needed at once."""
@@ -40,6 +43,7 @@ class Blocks:
         self._sent, self._specs, self._budget = sent, specs, budget
         self._indices = {name: index for index, name in enumerate(specs)}
         self._charged = costs.Account(specs, 0, budget)
+        self._finer = int(_FINER * costs.allowed(specs, budget).operations)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
         self._writer, self._heads = streams.Writer(), list[Head]()
         self._ahead = workers.Ahead[None]()
@@ -56,13 +60,7 @@ class Blocks:
 
     def _write(self, name: str, old: dtypes.Array) -> None:
         block, head = self._block(name, old)
-        with errors.of_leaf(name):
-            cost = head.kind.cost(head, self._specs[name], rans.MAX_LANES)
-        try:
-            # Decoding is cheapest with the most lanes: a block that is beyond the budget even then is refused now.
-            self._charged.charge(cost)
-        except errors.CostError:
-            self._refuse()
+        head = self._charge(name, head)
         with errors.of_leaf(name):
             new = head.kind.apply(block, old, self._sent.seed, head.leaf)
         if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
@@ -76,6 +74,23 @@ class Blocks:
             raw.KIND.write(raw.Raw(*block), old, self._writer)
             head = _as_raw(head)
         self._heads.append(head)
+
+    def _charge(self, name: str, head: Head) -> Head:
+        """Charges a block, of a cheaper kind where its own is beyond what finer ones may take; the header it gets."""
+        spec, cheaper = self._specs[name], head.kind.cheaper
+        with errors.of_leaf(name):
+            # Decoding is cheapest with the most lanes: a block that is beyond the budget even then is refused now.
+            cost = head.kind.cost(head, spec, rans.MAX_LANES)
+            if cheaper:
+                # An update whose other blocks are small has few lanes.
+                self._finer -= head.kind.cost(head, spec, max(spec.size >> _LANE_BITS, 1)).operations
+                if self._finer < 0:
+                    return self._charge(name, head._replace(kind=cheaper))
+        try:
+            self._charged.charge(cost)
+        except errors.CostError:
+            self._refuse()
+        return head
 
     def _later(self, name: str, head: Head, block: Block, written: Later) -> None:
         """Keeps a place for what is written in threads."""
@@ -125,6 +140,7 @@ class Blocks:
         """Raises an error that says the cost of all blocks."""
         sent = ((name, spec) for name, spec in self._specs.items() if name in self._sent.blocks)
         heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
+        heads = [head._replace(kind=head.kind.cheaper or head.kind) for head in heads]
         parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
         decoding.account(parts, 0, self._specs, self._budget)
 

@@ -78,5 +78,6 @@ def kind_of(
         write=write,
         read=read,
         apply=apply,
+        cheaper=None,
     )
     return found

@@ -110,14 +110,21 @@ class Writer:
         count_weight: int = models.COUNT_WEIGHT,
     ) -> None:
         """As `tokens`, in other chunks, and without the low bits."""
-        self.symbol(segment.alphabet, _ALPHABET_BITS)
+        self.alphabet(segment.alphabet)
         adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed, count_weight=count_weight)
         for part in chunks:
-            symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
-            frequencies = adaptive.frequencies()
-            index = (0 if context is None else context, symbols)
-            self._coded.push(rans.starts_of(frequencies)[index], frequencies[index])
-            adaptive.update(symbols, context)
+            self.chunk(adaptive, segment.symbols[part], None if contexts is None else contexts(part))
+
+    def alphabet(self, size: int) -> None:
+        """The size of an alphabet, 1 to `tokens.COUNT`."""
+        self.symbol(size, _ALPHABET_BITS)
+
+    def chunk(self, adaptive: models.Adaptive, symbols: dtypes.Array, context: dtypes.Array | None) -> None:
+        """Tokens whose contexts are known, uint8 (n,); they are counted once they are coded."""
+        present, places = _present(context)
+        frequencies, index = adaptive.frequencies(present), 0 if places is None else places
+        self._coded.push(rans.starts_of(frequencies)[index, symbols], frequencies[index, symbols])
+        adaptive.update(symbols, context)
 
     def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
         """Plain bits that are read only when every token has been."""
@@ -264,20 +271,29 @@ class Reader:
         count_weight: int = models.COUNT_WEIGHT,
     ) -> Iterator[tuple[slice, dtypes.Array]]:
         """The tokens of a segment, chunk by chunk."""
-        alphabet = self.symbol(_ALPHABET_BITS)
-        if not 0 < alphabet <= tokens.COUNT:
-            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {alphabet}")
+        alphabet = self.alphabet()
         adaptive = models.Adaptive(scales, alphabet, signed=signed, count_weight=count_weight)
         largest = -1
         for part in chunks:
-            context = None if contexts is None else contexts(part)
-            count = part.stop - part.start
-            symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(), count), context)
+            symbols = self.chunk(adaptive, part.stop - part.start, None if contexts is None else contexts(part))
             largest = max(largest, int(symbols.max(initial=0)))
-            adaptive.update(symbols, context)
             yield part, symbols
-        if 0 <= largest != alphabet - 1:
-            raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
+        if largest >= 0:
+            expect_largest(largest, alphabet)
+
+    def alphabet(self) -> int:
+        """The inverse of `Writer.alphabet`."""
+        size = self.symbol(_ALPHABET_BITS)
+        if not 0 < size <= tokens.COUNT:
+            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {size}")
+        return size
+
+    def chunk(self, adaptive: models.Adaptive, count: int, context: dtypes.Array | None) -> dtypes.Array:
+        """The inverse of `Writer.chunk`: uint8 (count,)."""
+        present, index = _present(context)
+        symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(present), count), index)
+        adaptive.update(symbols, context)
+        return symbols
 
     def places(self, count: int, size: int) -> dtypes.Array:
         """The inverse of `Writer.places`: int64 (count,), of count <= size."""
@@ -303,6 +319,24 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected no more bytes, found {len(self._raw)}")
         self._coded.finish(idle_lanes=idle_lanes)
         self._extra.finish()
+
+
+def _present(context: dtypes.Array | None) -> tuple[dtypes.Array | slice, dtypes.Array | None]:
+    """The contexts that occur, ascending, and the place of each one among them; None where there is but one."""
+    if context is None:
+        return slice(None), None
+    occurs = np.bincount(context) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[context]
+
+
+def expect_largest(largest: int, alphabet: int) -> None:
+    """Checks that the largest token of an alphabet is in use.
+
+    Raises:
+      CorruptUpdateError: it is not.
+    """
+    if largest != alphabet - 1:
+        raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
 
 
 @functools.cache

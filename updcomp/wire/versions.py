@@ -54,7 +54,7 @@ _KINDS_1 = numbered(*_FIRST, coefficients.KIND)
 _KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)
 _FLAGS_3 = VIEWS | METADATA | SEED | RAW | EXTRA
 _KINDS_3 = _KINDS_2 | numbered(exact.KIND, changes.KIND)
-_KINDS_4 = _KINDS_3  # a new kind goes here
+_KINDS_4 = _KINDS_3 | numbered(dense.FITTED, columns.FITTED)  # a new kind goes here
 VERSIONS = {
     1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, is_short=False, idle_lanes=True),
     2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, is_short=False, idle_lanes=False),

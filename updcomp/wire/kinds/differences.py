@@ -36,4 +36,5 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=raw.apply,
+    cheaper=None,
 )

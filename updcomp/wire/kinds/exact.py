@@ -55,4 +55,5 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=raw.apply,
+    cheaper=None,
 )

@@ -86,4 +86,5 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=_apply,
+    cheaper=None,
 )

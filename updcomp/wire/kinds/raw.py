@@ -61,4 +61,5 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=apply,
+    cheaper=None,
 )

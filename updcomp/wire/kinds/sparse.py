@@ -76,4 +76,5 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=_apply,
+    cheaper=None,
 )
