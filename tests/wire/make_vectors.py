@@ -28,7 +28,7 @@ def main() -> None:
             None,
         ),
         "exact": (samples.exact_model(), samples.exact_packets(), None),
-        "fitted": (samples.fitted_model(), samples.fitted_packets(), None),
+        "fitted": (samples.fitted_model(), {"fitted": samples.fitted_packet()}, None),
     }
     for name, (base, packets, metadata) in models.items():
         for kind, packet in packets.items():

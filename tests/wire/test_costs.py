@@ -211,18 +211,10 @@ def by_the_table(head, shape, words, itemsize, lanes):
         return 2**17 + 2**13 * c + 24 * t + chunks, 56 * max(sizes)
 
     def matrix(rows, columns):
+        if not rows * columns:
+            return 0, 0
         parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
         return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(most for _, most in parts)
-
-    def fitted(rows, columns):
-        n = rows * columns
-        if not n:
-            return 0, 0
-        width = min(columns, 2**11)
-        height = 2**19 // width
-        tiles = math.ceil(rows / height) * math.ceil(columns / width)
-        operations = 2**24 * tiles + 200 * n + 3024 * n // 8 + 2**13 * (n // lanes + 16 * tiles)
-        return operations, max(88 * min(rows, height) * width, matrix(rows, columns)[1])
 
     def places(k, n):
         return segment(n if 0 < k < n else 0, 1)
@@ -263,9 +255,9 @@ def by_the_table(head, shape, words, itemsize, lanes):
         "changes": changes(size),
         "half": ([], 12 * n, 3 * n),
         "dense": ([matrix(stack * fan_in, fan_out), (0, m * (4 * n // shape[0] if shape else 0))], 12 * n, 4 * n),
-        "sparse": ([segment(size, 1), segment(size, 1)], at, 28 * size),
-        "seeded": ([segment(size, 1), (16 * n + 64 * size, 40 * size + 2**23)], at, 12 * size),
-        "magnitude": ([segment(size, 1), (16 * n + 64 * size, 24 * size + 2 * w)], at, 12 * size),
+        "sparse": ([matrix(1, size), segment(size, 1)], at, 28 * size),
+        "seeded": ([matrix(1, size), (16 * n + 64 * size, 40 * size + 2**23)], at, 12 * size),
+        "magnitude": ([matrix(1, size), (16 * n + 64 * size, 24 * size + 2 * w)], at, 12 * size),
         "factors": (
             [matrix(stack * fan_in, size), matrix(stack * fan_out, size), product],
             0,
@@ -282,8 +274,6 @@ def by_the_table(head, shape, words, itemsize, lanes):
             4 * fan_in * size + 40 * size,
         ),
     }
-    table["fitted"] = ([fitted(stack * fan_in, fan_out), table["dense"][0][1]], *table["dense"][1:])
-    table["fitted columns"] = ([places(size, stack * fan_out), fitted(fan_in, size)], *table["columns"][1:])
     assert head.kind.name in table, f"{head.kind.name}: expected its row in FORMAT.md, Costs, and in this table"
     parts, operations, working = table[head.kind.name]
     return 2**17 + operations + sum(ops for ops, _ in parts), working + max((most for _, most in parts), default=0)

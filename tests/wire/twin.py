@@ -3,7 +3,6 @@
 Only the arithmetic of float leaves uses NumPy, one weight at a time.
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -15,10 +14,9 @@ import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 from tests.wire.twin_exact import exact, few
-from tests.wire.twin_fitted import fitted
+from tests.wire.twin_matrices import fitted, sequential
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
-STEPPED, VIEWED = {*range(3, 10), 11, 12}, {3, 7, 8, 9, 11, 12}
 
 
 class Leaf(NamedTuple):
@@ -55,7 +53,8 @@ def frequencies(weights):
 class Sections:
     """The three sections and what is left of them."""
 
-    def __init__(self, raw, extra, lanes, coded, short=False):
+    def __init__(self, raw, extra, lanes, coded, short=False, has_modes=False):
+        self.has_modes = has_modes
         self.raw_bytes = raw
         self.extra = int.from_bytes(extra, "little")
         self.alone = lanes == 1 and short
@@ -126,9 +125,18 @@ class Sections:
     def segment(self, count, signed=True):
         return self.tokens([0] * count, {0: self.symbol(7)}, signed) if count else []
 
+    def values(self, count):
+        """Some integers."""
+        return self.matrix(1, count)[0] if self.has_modes else self.segment(count)
+
     def matrix(self, rows, columns):
         """A list of rows."""
         flat = []
+        mode = self.symbol(3) if self.has_modes and rows * columns else 0
+        if 1 <= mode <= 4:
+            return sequential(self, rows, columns, (1, 3, 7, 15)[mode - 1])
+        if mode >= 5:
+            return fitted(self, rows, columns, (0, 12, 48)[mode - 5])
         if rows * columns and self.symbol(1):
             r, c = self.segment(rows), self.segment(columns)
             contexts = [min(max(20 + a + b, 0), 63) for a in r for b in c]
@@ -175,8 +183,8 @@ def metadata(update, old):
         at += 1
         if gap == 15:
             at = varint(update, at)[1]
-        at += 2 * (kind in STEPPED)
-        for present in (kind >= 4 and kind != 11, flags & 1 and kind in VIEWED):
+        at += 2 * (3 <= kind <= 9)
+        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9)):
             at = varint(update, at)[1] if present else at
     assert flags & 2
     digest, (size, start) = update[at : at + 8], varint(update, at + 8)
@@ -262,12 +270,11 @@ def differences(leaf, sections):
 def read_viewed(kind, step, number, view, leaf, index, seed, sections):
     """The new leaf of a dense block, factors, coefficients or columns."""
     stack, fan_in, fan_out, places = matrices(leaf.shape, view)
-    read = functools.partial(fitted, sections) if kind in (11, 12) else sections.matrix
-    if kind in (3, 11):
-        return increment(leaf, places, list(itertools.chain(*read(stack * fan_in, fan_out))), step)
-    if kind in (9, 12):
+    if kind == 3:
+        return increment(leaf, places, list(itertools.chain(*sections.matrix(stack * fan_in, fan_out))), step)
+    if kind == 9:
         columns = sections.places(number, stack * fan_out)
-        values = read(fan_in, number)
+        values = sections.matrix(fan_in, number)
         assert all(any(column) for column in transpose(values))
         there = [places[(c // fan_out * fan_in + i) * fan_out + c % fan_out] for i in range(fan_in) for c in columns]
         return increment(leaf, there, list(itertools.chain(*values)), step)
@@ -289,7 +296,7 @@ def read_viewed(kind, step, number, view, leaf, index, seed, sections):
 
 def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
-    if kind in VIEWED:
+    if kind in (3, 7, 8, 9):
         return read_viewed(kind, step, number, view, leaf, index, seed, sections)
     size = len(leaf.bits)
     everywhere = range(size)
@@ -305,7 +312,7 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
     number = sections.number() if number is None else number
-    values = sections.segment(number)
+    values = sections.values(number)
     if kind == 4:
         places = []
         for gap in sections.segment(number, signed=False):
@@ -338,11 +345,11 @@ def apply(update, model):
             more, at = varint(update, at)
             gap += more
         index, step, number, view = index + 1 + gap, None, None, None
-        if kind in STEPPED:
+        if 3 <= kind <= 9:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
-        if version >= 2 and kind >= 4 and kind != 11:
+        if version >= 2 and kind >= 4:
             number, at = varint(update, at)
-        if flags & 1 and kind in VIEWED:
+        if flags & 1 and kind in (3, 7, 8, 9):
             view, at = varint(update, at)
         heads.append((kind, step, number, view, index))
     if flags & 2:
@@ -352,7 +359,7 @@ def apply(update, model):
     extra, at = varint(update, at) if not short or flags & 16 else (0, at)
     lanes = 2 ** update[at] // 2
     payload = update[at + 1 : -4]
-    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short)
+    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short, version >= 4)
     new, names = dict(model), sorted(model)
     for kind, step, number, view, index in heads:
         new[names[index]] = read_block(version, kind, step, number, view, model[names[index]], index, seed, sections)

@@ -1,24 +1,14 @@
 """Segments whose tokens have contexts: matrices by scales of rows and columns, exact leaves by the old weights."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 
 from updcomp.wire import costs, dtypes, models, streams
+from updcomp.wire.coder import Coder
 
 _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
 _SMALLEST = 64  # integers for which classes could pay
 _SWEEPS = 4
 _EXPONENTS = 64  # contexts of an exact leaf
-
-
-class Coder(NamedTuple):
-    """How a kind codes matrices of integers."""
-
-    write: Callable[[streams.Writer, dtypes.Array, tuple[int, int]], None]  # takes int32 and (rows, columns)
-    read: Callable[[streams.Reader, tuple[int, int]], dtypes.Array]  # its inverse: int32 of this shape
-    cost: Callable[[int, int, int], costs.Cost]  # of reading rows x columns in so many lanes
 
 
 def write_matrix(writer: streams.Writer, values: dtypes.Array, shape: tuple[int, int]) -> None:
@@ -66,9 +56,6 @@ def matrix_cost(rows: int, columns: int, lanes: int) -> costs.Cost:
     return costs.Cost(sum(part.operations for part in parts), held + max(part.working_bytes for part in parts))
 
 
-CLASSES = Coder(write_matrix, read_matrix, matrix_cost)
-
-
 def _class_contexts(rows: dtypes.Array, columns: dtypes.Array) -> tuple[dtypes.Array, streams.Contexts]:
     """The class clip(20 + row + column, 0, 63) of every element, as (scales, contexts)."""
     # Parts beyond +-128 give the clipped sums anyway, and int16 holds all others.
@@ -111,6 +98,30 @@ def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     rows = np.rint(2 * (np.log2(x) - shift)).astype(np.int64)
     columns = np.rint(2 * (np.log2(y) + shift)).astype(np.int64)
     return np.clip(rows, -128, 127), np.clip(columns, -128, 127)
+
+
+def write_values(writer: streams.Writer, values: dtypes.Array) -> None:
+    """Signed integers in one context.
+
+    Args:
+      writer: takes the segment.
+      values: int32 (k,).
+    """
+    writer.integers(values, signed=True)
+
+
+def read_values(reader: streams.Reader, count: int) -> dtypes.Array:
+    """The inverse of `write_values`; int32 (count,)."""
+    return reader.integers(count, signed=True, dtype=np.int32)
+
+
+def values_cost(count: int, lanes: int) -> costs.Cost:
+    """The cost of `read_values`."""
+    return costs.tokens(count, lanes, contexts=1)
+
+
+CODER = Coder(write_matrix, read_matrix, matrix_cost, write_values, read_values, values_cost)
+"""Of versions 1 to 3."""
 
 
 def write_differences(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:

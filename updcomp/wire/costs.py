@@ -11,7 +11,7 @@ from typing import NamedTuple
 from updcomp.wire import dtypes, errors, models, rans
 
 PER_BLOCK = 1 << 17
-PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
+_PER_STEP = 1 << 13  # of the entropy coder: a token for each lane
 _PER_TOKEN = 24
 _PER_SEGMENT = 1 << 17
 _PER_CONTEXT = 1 << 13  # its prior
@@ -57,7 +57,7 @@ def tokens(count: int, lanes: int, *, contexts: int = _CONTEXTS) -> Cost:
     sizes = [part.stop - part.start for part in models.chunks(count)]
     steps = sum(-(-size // max(lanes, 1)) for size in sizes)
     tables = sum(min(_PER_SEARCH * size, contexts << rans.PRECISION) for size in sizes)
-    operations = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_TOKEN * count + PER_STEP * steps + tables
+    operations = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_TOKEN * count + _PER_STEP * steps + tables
     return Cost(operations, _TOKEN_BYTES * max(sizes))
 
 
@@ -77,8 +77,8 @@ def rounds(count: int, many: int, lanes: int, *, contexts: int) -> Cost:
         return Cost(0, 0)
     longest, contexts = max(1, count.bit_length() - 6), min(contexts, count)
     tables = min(_PER_SEARCH * count, many * longest * contexts << rans.PRECISION)
-    each = _PER_SEGMENT + _PER_CONTEXT * contexts + PER_STEP * longest
-    return Cost(many * each + _PER_TOKEN * count + PER_STEP * -(-count // max(lanes, 1)) + tables, 0)
+    each = _PER_SEGMENT + _PER_CONTEXT * contexts + _PER_STEP * longest
+    return Cost(many * each + _PER_TOKEN * count + _PER_STEP * -(-count // max(lanes, 1)) + tables, 0)
 
 
 def products(count: int) -> int:

@@ -21,8 +21,7 @@ from updcomp.wire import (
 from updcomp.wire.kind import Block, Head, Later
 from updcomp.wire.kinds import raw
 
-_FINER = 0.6  # of the operations: what kinds may take that have a cheaper one
-_LANE_BITS = 14  # an update has about a lane for 2^14 integers at least
+_FINER = 0.7  # of the budget: what finer ways of coding may take
 
 
 class Blocks:
@@ -43,14 +42,17 @@ class Blocks:
         self._sent, self._specs, self._budget = sent, specs, budget
         self._indices = {name: index for index, name in enumerate(specs)}
         self._charged = costs.Account(specs, 0, budget)
-        self._finer = int(_FINER * costs.allowed(specs, budget).operations)
+        # In proportion to the leaves that were taken, so that the first ones leave some to the last.
+        allowed = costs.allowed(specs, budget)
+        self._finer = _FINER * allowed.operations / max(sum(map(_bytes, specs.values())), 1)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
-        self._writer, self._heads = streams.Writer(), list[Head]()
+        self._writer, self._heads = streams.Writer(0.0, _FINER * allowed.working_bytes), list[Head]()
         self._ahead = workers.Ahead[None]()
 
     def take(self, name: str, old: dtypes.Array) -> None:
         """The next held leaf of the base, and what the packet makes of it."""
         self._before.add(name, old)
+        self._writer.allowed += self._finer * _bytes(self._specs[name])
         if name in self._sent.blocks:
             self._write(name, old)
         if not self._is_ahead:
@@ -60,7 +62,13 @@ class Blocks:
 
     def _write(self, name: str, old: dtypes.Array) -> None:
         block, head = self._block(name, old)
-        head = self._charge(name, head)
+        with errors.of_leaf(name):
+            cost = head.kind.cost(head, self._specs[name], rans.MAX_LANES)
+        try:
+            # Decoding is cheapest with the most lanes: a block that is beyond the budget even then is refused now.
+            self._charged.charge(cost)
+        except errors.CostError:
+            self._refuse()
         with errors.of_leaf(name):
             new = head.kind.apply(block, old, self._sent.seed, head.leaf)
         if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
@@ -74,23 +82,6 @@ class Blocks:
             raw.KIND.write(raw.Raw(*block), old, self._writer)
             head = _as_raw(head)
         self._heads.append(head)
-
-    def _charge(self, name: str, head: Head) -> Head:
-        """Charges a block, of a cheaper kind where its own is beyond what finer ones may take; the header it gets."""
-        spec, cheaper = self._specs[name], head.kind.cheaper
-        with errors.of_leaf(name):
-            # Decoding is cheapest with the most lanes: a block that is beyond the budget even then is refused now.
-            cost = head.kind.cost(head, spec, rans.MAX_LANES)
-            if cheaper:
-                # An update whose other blocks are small has few lanes.
-                self._finer -= head.kind.cost(head, spec, max(spec.size >> _LANE_BITS, 1)).operations
-                if self._finer < 0:
-                    return self._charge(name, head._replace(kind=cheaper))
-        try:
-            self._charged.charge(cost)
-        except errors.CostError:
-            self._refuse()
-        return head
 
     def _later(self, name: str, head: Head, block: Block, written: Later) -> None:
         """Keeps a place for what is written in threads."""
@@ -121,7 +112,10 @@ class Blocks:
             _without_default_views(self._heads, self._specs),
             self._writer.finish(),
         )
-        return header.Parts(versions.NEWEST, *prints, self._sent.seed, heads, raw_section, extra, lanes, coded, change)
+        parts = header.Parts(versions.NEWEST, *prints, self._sent.seed, heads, raw_section, extra, lanes, coded, change)
+        account = decoding.account(parts, 0, self._specs, self._budget)
+        account.charge(costs.Cost(self._writer.taken, 0))
+        return parts
 
     def _wait(self) -> None:
         for _ in self._ahead.done(None):
@@ -140,9 +134,13 @@ class Blocks:
         """Raises an error that says the cost of all blocks."""
         sent = ((name, spec) for name, spec in self._specs.items() if name in self._sent.blocks)
         heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
-        heads = [head._replace(kind=head.kind.cheaper or head.kind) for head in heads]
         parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
         decoding.account(parts, 0, self._specs, self._budget)
+
+
+def _bytes(spec: dtypes.Spec) -> int:
+    """Of a leaf, and 1, so that an empty one counts."""
+    return spec.nbytes + 1
 
 
 def _as_raw(head: Head) -> Head:

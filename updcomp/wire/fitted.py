@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import contexts, costs, dtypes, errors, hashing, models, streams, tokens
+from updcomp.wire import costs, dtypes, errors, hashing, models, streams, tokens
 from updcomp.wire.prediction import CLASSES, UNIT, Predictor
 
-SMALLEST = 1 << 12  # integers for which it could pay
+_SMALLEST = 1 << 12  # integers for which it could pay
 _TILE_COLUMNS = 1 << 11
 _TILE = 1 << 19  # integers: bounds the memory
-_MODES = (None, 0, 12, 48)  # a matrix in one context or in classes; or ranks
-_MODE_BITS = 2
 _DEEP = (4096, 8192, 13107, 19661, 29491, 42598, 65536)  # 2^-16 of the integers that are known before each deep round
 _EDGES = np.array([2, 5, 10, 16, 22, 29])  # of magnitudes of means that round to 0
 _FIFTHS = 5  # of a mean beside the integer that it rounds to
@@ -25,77 +23,47 @@ _PARTS = _SMALL + _FIFTHS
 _FIRST = _PARTS * CLASSES  # the context of the first round
 
 _PER_TILE = 1 << 24  # operations
-_PER_INTEGER = 200
+_PER_INTEGER = 256
 _PRODUCTS = 63  # of matrices, in all rounds
-_MOST_ROUNDS = 16
 _BYTES = 88  # temporaries of an integer of a tile
 
 
-def write(writer: streams.Writer, values: dtypes.Array, shape: tuple[int, int]) -> None:
-    """A matrix of integers, in whichever way is smallest.
+def is_worth(shape: tuple[int, int]) -> bool:
+    """Whether a matrix is of a shape that this can pay for."""
+    return min(shape) > 1 and shape[0] * shape[1] >= _SMALLEST
+
+
+def write(writer: streams.Writer, values: dtypes.Array, rank: int) -> None:
+    """A matrix of integers.
 
     Args:
-      writer: takes the segments.
-      values: int32 with rows * columns elements.
-      shape: (rows, columns).
+      writer: takes its tiles.
+      values: int32 (rows, columns).
+      rank: of what is fitted; 0: scales of rows and columns alone.
     """
-    if not values.size:
-        return
-    candidates = []
-    for mode in _choices():
-        candidate = streams.Writer()
-        candidate.symbol(mode, _MODE_BITS)
-        if not mode:
-            contexts.write_matrix(candidate, values, shape)
-        else:
-            for tile in _tiles(shape):
-                _write_tile(candidate, values.reshape(shape)[tile].astype(np.int64), _MODES[mode] or 0)
-        candidates.append(candidate)
-    writer.extend(min(candidates, key=lambda candidate: candidate.cost))
+    for tile in _tiles(values.shape):
+        _write_tile(writer, values[tile].astype(np.int64), rank)
 
 
-def _choices() -> list[int]:
-    """The modes that a writer tries."""
-    return list(range(len(_MODES)))
-
-
-def read(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
+def read(reader: streams.Reader, shape: tuple[int, int], rank: int) -> dtypes.Array:
     """The inverse of `write`; int32 of this shape."""
     values = np.empty(shape, np.int32)
-    if not values.size:
-        return values
-    rank = _MODES[reader.symbol(_MODE_BITS)]
-    if rank is None:
-        return contexts.read_matrix(reader, shape)
     for tile in _tiles(shape):
         _read_tile(reader, values[tile], rank)
     return values
 
 
-def cost(rows: int, columns: int, lanes: int) -> costs.Cost:
-    """The cost of `read`, in whichever mode.
+def extra_cost(shape: tuple[int, int], rank: int) -> costs.Cost:
+    """What `read` takes beside decoding tokens.
 
-    Of n integers in tiles of at most t: operations = 2^24 tiles + 200 n + floor(3024 n / 8) + 2^13 (n // lanes + 16
-    tiles); working bytes = 88 t, or those of a matrix in one context or in classes.
+    Of n integers in tiles of at most t: operations = 2^24 tiles + 256 n + floor(63 rank n / 8); working bytes = 88 t.
     """
-    size = rows * columns
-    if not size:
-        return costs.Cost(0, 0)
+    rows, columns = shape
     height, width = _tile(columns)
     tiles = -(-rows // height) * -(-columns // width)
-    products = costs.products(_PRODUCTS * (_MODES[-1] or 0) * size)
-    steps = size // max(lanes, 1) + _MOST_ROUNDS * tiles
-    operations = _PER_TILE * tiles + _PER_INTEGER * size + products + costs.PER_STEP * steps
-    working = max(_BYTES * min(rows, height) * width, contexts.matrix_cost(rows, columns, lanes).working_bytes)
-    return costs.Cost(operations, working)
-
-
-CODER = contexts.Coder(write, read, cost)
-
-
-def is_worth(rows: int, columns: int) -> bool:
-    """Whether a matrix is of a shape that this can pay for."""
-    return min(rows, columns) > 1 and rows * columns >= SMALLEST
+    products = costs.products(_PRODUCTS * rank * rows * columns)
+    operations = _PER_TILE * tiles + _PER_INTEGER * rows * columns + products
+    return costs.Cost(operations, _BYTES * min(rows, height) * width)
 
 
 def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

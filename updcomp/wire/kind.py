@@ -45,7 +45,6 @@ class Kind(NamedTuple):
     write: Callable[[Any, dtypes.Array, streams.Writer], bool | Later]  # codes it; False if no smaller than its bits
     read: Callable[[Head, dtypes.Array, streams.Reader], Any]  # its inverse, size known, or Later; CorruptUpdateError
     apply: Callable[[Any, dtypes.Array, int, int], dtypes.Array]  # the new leaf; block, old leaf, seed, leaf's index
-    cheaper: "Kind | None"  # one that takes the same blocks and fewer operations, if more bytes
 
 
 def integers(field: str, value: Any, dtype: Any = np.int32) -> dtypes.Array:

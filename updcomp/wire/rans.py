@@ -117,16 +117,19 @@ class Encoder:
     def __init__(self) -> None:
         """An empty stream."""
         self._segments: list[tuple[dtypes.Array, dtypes.Array]] = []
+        self._longest: list[int] = []  # symbols of each segment that are coded at once
 
-    def push(self, starts: dtypes.Array, sizes: dtypes.Array) -> None:
+    def push(self, starts: dtypes.Array, sizes: dtypes.Array, *, alone: bool = False) -> None:
         """Adds a segment.
 
         Args:
           starts: integers (n,), first slots of the symbols' intervals.
           sizes: integers (n,), sizes of the intervals, from 1 to 2^14.
+          alone: whether each symbol is a segment of its own.
         """
         if len(starts):
             self._segments.append((starts.astype(np.uint16), sizes.astype(np.uint16)))
+            self._longest.append(1 if alone else len(starts))
 
     @property
     def cost(self) -> float:
@@ -136,6 +139,7 @@ class Encoder:
     def extend(self, other: "Encoder") -> None:
         """Adds the segments of another encoder."""
         self._segments += other._segments
+        self._longest += other._longest
 
     def finish(
         self, lanes: int | None = None, first: dtypes.Array | int = LOWEST, *, short: bool = False
@@ -153,8 +157,8 @@ class Encoder:
         """
         if not self._segments:
             return 0, b""
-        lengths = [len(sizes) for _, sizes in self._segments]
-        lanes = lanes or choose_lanes(self.cost / 8, sum(lengths), max(lengths))
+        count = sum(len(sizes) for _, sizes in self._segments)
+        lanes = lanes or choose_lanes(self.cost / 8, count, max(self._longest))
         states = np.zeros(lanes, np.int64) + (0 if short and lanes == 1 else first)
         words: list[dtypes.Array] = []
         for starts, sizes in self._steps(lanes):
@@ -175,9 +179,10 @@ class Encoder:
 
     def _steps(self, lanes: int) -> Iterator[tuple[dtypes.Array, dtypes.Array]]:
         """The intervals of every step from the last to the first."""
-        for starts, sizes in reversed(self._segments):
-            for start in range((len(sizes) - 1) // lanes * lanes, -1, -lanes):
-                step = slice(start, start + lanes)
+        for (starts, sizes), longest in zip(reversed(self._segments), reversed(self._longest), strict=True):
+            width = min(lanes, longest)
+            for start in range((len(sizes) - 1) // width * width, -1, -width):
+                step = slice(start, start + width)
                 yield starts[step].astype(np.int64), sizes[step].astype(np.int64)
 
 
@@ -250,10 +255,7 @@ class Decoder:
           CorruptUpdateError: the stream ends before the segment does, or has too few lanes.
         """
         lanes = len(self._states)
-        self._symbols += count
-        self._longest = max(self._longest, count)
-        if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
-            raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
+        self._count(count)
         slots = np.zeros(count, np.int64) if contexts is None else contexts.astype(np.int64) << PRECISION
         size: dtypes.Array = np.empty(lanes, table.sizes.dtype)
         offset: dtypes.Array = np.empty(lanes, table.sizes.dtype)
@@ -281,6 +283,37 @@ class Decoder:
             if len(hungry):
                 self._feed(state, hungry)
         return table.symbols_at(slots)
+
+    def choose(self, size: int) -> int:
+        """Decodes a segment of one symbol, 0 or 1.
+
+        Args:
+          size: of the interval of 0, from 1 to 2^14 - 1.
+
+        Returns:
+          The symbol.
+
+        Raises:
+          CorruptUpdateError: as `pull`.
+        """
+        self._count(1)
+        state = int(self._states[0])
+        slot = state & (TOTAL - 1)
+        found = int(slot >= size)
+        start, size = (size, TOTAL - size) if found else (0, size)
+        state = size * (state >> PRECISION) + slot - start
+        self._states[0] = state
+        if state < LOWEST:
+            self._feed(self._states[:1], np.zeros(1, np.int64))
+        return found
+
+    def _count(self, count: int) -> None:
+        """Counts the symbols of a segment."""
+        lanes = len(self._states)
+        self._symbols += count
+        self._longest = max(self._longest, count)
+        if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
+            raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
 
     def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
         """Gives the next words to the lanes that need one."""

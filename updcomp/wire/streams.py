@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from updcomp.wire import bits, dtypes, errors, models, rans, tokens
+from updcomp.wire import bits, costs, dtypes, errors, models, rans, tokens
 
 _ALPHABET_BITS = 8
 
@@ -40,11 +40,28 @@ class Segment(NamedTuple):
 class Writer:
     """Takes an update's payload, one segment after another."""
 
-    def __init__(self) -> None:
-        """An empty payload."""
+    def __init__(self, allowed: float = math.inf, memory: float = math.inf) -> None:
+        """An empty payload.
+
+        Args:
+          allowed: operations that finer ways of coding may take, beyond what headers say.
+          memory: working bytes that each of them may.
+        """
+        self._memory = memory
+        self.allowed = allowed
+        self.taken = 0  # of these
         self._raw: list[bytes] = []
         self._coded = rans.Encoder()
         self._extra = bits.Writer()
+
+    def may_take(self, cost: costs.Cost) -> bool:
+        """Whether a finer way of coding is allowed."""
+        return cost.operations <= self.allowed and cost.working_bytes <= self._memory
+
+    def take(self, cost: costs.Cost) -> None:
+        """Allows for a finer way of coding."""
+        self.allowed -= cost.operations
+        self.taken += cost.operations
 
     def raw(self, leaf: dtypes.Array) -> None:
         """The bytes of a held array."""
@@ -126,6 +143,10 @@ class Writer:
         self._coded.push(rans.starts_of(frequencies)[index, symbols], frequencies[index, symbols])
         adaptive.update(symbols, context)
 
+    def choices(self, starts: dtypes.Array, sizes: dtypes.Array) -> None:
+        """Choices by their intervals, each coded by itself: what it is can depend on the one before."""
+        self._coded.push(starts, sizes, alone=True)
+
     def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
         """Plain bits that are read only when every token has been."""
         self._extra.push(values, widths)
@@ -172,8 +193,19 @@ class Reader:
         coded: bytes | memoryview,
         *,
         short: bool = True,
+        charge: Callable[[costs.Cost], None] = lambda _: None,
     ) -> None:
-        """At the start of the sections; short as in `rans.Decoder`."""
+        """At the start of the sections.
+
+        Args:
+          raw: section.
+          extra: section.
+          lanes: of the coded section.
+          coded: section.
+          short: as in `rans.Decoder`.
+          charge: takes what is found to cost more than headers say, before it is paid; CostError.
+        """
+        self.charge = charge
         self._raw = raw
         self._coded = rans.Decoder(coded, lanes, short=short)
         self._extra = bits.Reader(extra)
@@ -185,6 +217,10 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected {size} more bytes, found {len(self._raw)}")
         data, self._raw = self._raw[:size], self._raw[size:]
         return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
+
+    def choose(self, size: int) -> int:
+        """0 or 1, of `Writer.choices`; 0 has so many of 2^14 slots."""
+        return self._coded.choose(size)
 
     def symbol(self, width: int) -> int:
         """One of 2^width equal symbols."""

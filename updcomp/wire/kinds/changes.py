@@ -109,5 +109,4 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=raw.apply,
-    cheaper=None,
 )

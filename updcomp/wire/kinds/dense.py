@@ -1,11 +1,12 @@
-"""Dense: an integer for every weight; as `fitted` where there are enough of them to predict each other."""
+"""Dense: an integer for every weight."""
 
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import contexts, costs, dtypes, fitted, increments, kind, streams, views
+from updcomp.wire import costs, dtypes, increments, kind, matrices, streams, views
+from updcomp.wire.coder import Coder
 from updcomp.wire.views import View
 
 
@@ -28,11 +29,11 @@ def _check(block: Dense, old: dtypes.Array) -> None:
     views.check(views.resolve(block.view, old.ndim), old.ndim)
 
 
-def _cost(coder: contexts.Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+def _cost(coder: Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     view = kind.view_of(head, len(spec.shape))
     row = 4 * spec.size // max(spec.shape[0], 1) if kind.is_copied(view, spec) else 0
     return costs.total(
-        coder.cost(*_matrix(spec.shape, view), lanes),
+        coder.matrix_cost(*_matrix(spec.shape, view), lanes),
         costs.Cost(0, row),
         operations=increments.everywhere_operations(spec),
         working_bytes=4 * spec.size,
@@ -46,21 +47,19 @@ def _matrix(shape: tuple[int, ...], view: View) -> tuple[int, int]:
 
 
 def _head(block: Dense, old: dtypes.Array) -> kind.Head:
-    matrix = _matrix(old.shape, views.resolve(block.view, old.ndim))
-    found = FITTED if fitted.is_worth(*matrix) else KIND
-    return kind.Head(found, 0, block.step, view=kind.view_number(block.view, old.ndim))
+    return kind.Head(KIND, 0, block.step, view=kind.view_number(block.view, old.ndim))
 
 
-def _write(coder: contexts.Coder, block: Dense, old: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(coder: Coder, block: Dense, old: dtypes.Array, writer: streams.Writer) -> bool:
     view = views.resolve(block.view, old.ndim)
-    coder.write(writer, views.split(block.values, view), _matrix(old.shape, view))
+    coder.write_matrix(writer, views.split(block.values, view), _matrix(old.shape, view))
     return True
 
 
-def _read(coder: contexts.Coder, head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Dense:
+def _read(coder: Coder, head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Dense:
     dtypes.compute_dtype(old)
     view = kind.view_of(head, old.ndim)
-    values = coder.read(reader, _matrix(old.shape, view))
+    values = coder.read_matrix(reader, _matrix(old.shape, view))
     return Dense(views.join(values, old.shape, view), head.step, kind.said(view, old.ndim))
 
 
@@ -68,10 +67,11 @@ def _apply(block: Dense, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
     return increments.everywhere(old, block.values, block.step)
 
 
-def _kind(number: int, name: str, coder: contexts.Coder, cheaper: kind.Kind | None = None) -> kind.Kind:
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
     return kind.Kind(
-        number=number,
-        name=name,
+        number=3,
+        name="dense",
         block=Dense,
         stepped=True,
         sized=False,
@@ -83,9 +83,7 @@ def _kind(number: int, name: str, coder: contexts.Coder, cheaper: kind.Kind | No
         write=functools.partial(_write, coder),
         read=functools.partial(_read, coder),
         apply=_apply,
-        cheaper=cheaper,
     )
 
 
-KIND = _kind(3, "dense", contexts.CLASSES)
-FITTED = _kind(11, "fitted", fitted.CODER, cheaper=KIND)
+KIND = of(matrices.CODER)

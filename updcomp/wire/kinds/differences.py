@@ -36,5 +36,4 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=raw.apply,
-    cheaper=None,
 )

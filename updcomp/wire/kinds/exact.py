@@ -55,5 +55,4 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=raw.apply,
-    cheaper=None,
 )

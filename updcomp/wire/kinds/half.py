@@ -61,5 +61,4 @@ KIND = kind.Kind(
     write=_write,
     read=_read,
     apply=_apply,
-    cheaper=None,
 )

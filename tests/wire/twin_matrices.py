@@ -1,4 +1,4 @@
-"""Fitted matrices in Python numbers, written from FORMAT.md; a float is a float64, as the specification has it."""
+"""Version 4's matrices in Python numbers, written from FORMAT.md; a float is a float64, as the specification has it."""
 
 import math
 
@@ -7,18 +7,53 @@ from tests.wire.twin_basis import GOLDEN, MASK, mix, prior
 CUTS = [4096, 8192, 13107, 19661, 29491, 42598]
 
 
-def fitted(sections, rows, columns):
+def sequential(sections, rows, columns, bound):
+    """A list of rows, one integer after another."""
+
+    def choose(odds, weight):
+        size = 1 + (2**14 - 2) * odds[0] // sum(odds)
+        (choice,) = sections.chunk([[size, 2**14 - size]])
+        odds[choice] += weight
+        return choice
+
+    assert rows * columns <= 2**12
+    some = {1: 8, 3: 11, 7: 13, 15: 14}[bound]
+    all_, signs, more = [16 - some, some], [[20, 20 + 7 * w] for w in range(6)], [[2, 2] for _ in range(bound)]
+    found = []
+    for i in range(rows):
+        row, here = [], [0, 0]
+        for j in range(columns):
+            sign, surely = 1, 0
+            if columns <= 2**7 and i and j:
+                t = [sum(x[k] * x[j] for x in found) for k in range(j)]
+                own = sum(x[j] * x[j] for x in found)
+                p = sum(x * y for x, y in zip(row, t, strict=True))
+                c = sum(x * x * sum(above[k] ** 2 for above in found) * own for k, x in enumerate(row) if x)
+                surely = sum(4 * p * p * i >= edge * c for edge in (1, 4, 9, 16, 36)) if c else 0
+                sign = -1 if surely and p < 0 else 1
+            odds = [here[k] * sum(all_) + 8 * all_[k] for k in (0, 1)]
+            sent = choose(odds, 0)
+            here[sent] += 1
+            all_[sent] += 1
+            magnitude = 0
+            if sent:
+                sign, magnitude = sign if choose(signs[surely], 10) else -sign, 1
+                while magnitude < bound and choose(more[magnitude], 1):
+                    magnitude += 1
+            row.append(sign * magnitude)
+        found.append(row)
+    return found
+
+
+def fitted(sections, rows, columns, rank):
     """A list of rows."""
-    mode = sections.symbol(2) if rows * columns else 0
-    if not mode:
-        return sections.matrix(rows, columns)
     found = [[0] * columns for _ in range(rows)]
     width = min(columns, 2**11)
     height = 2**19 // width
     for top in range(0, rows, height):
         for left in range(0, columns, width):
             m, n = min(height, rows - top), min(width, columns - left)
-            for i, row in enumerate(tile(sections, m, n, (0, 0, 12, 48)[mode])):
+            for i, row in enumerate(tile(sections, m, n, rank)):
                 found[top + i][left : left + n] = row
     return found
 

@@ -1,0 +1,98 @@
+"""How version 4 codes the integers of lossy blocks: in whichever way takes fewest bytes.
+
+The modes: all at once, in one context or in classes (`contexts`); one after another (`sequential`), where they are
+few and small; in rounds (`fitted`), where they are many. What a mode takes beyond the first, a reader charges when it
+reads which one it is; a writer takes only what it may.
+"""
+
+import numpy as np
+
+from updcomp.wire import contexts, costs, dtypes, errors, fitted, sequential, streams
+from updcomp.wire.coder import Coder
+
+_MODE_BITS = 3
+_PLAIN = 0
+_BOUNDS = {1: 1, 2: 3, 3: 7, 4: 15}  # of magnitudes, by mode
+_RANKS = {5: 0, 6: 12, 7: 48}
+
+
+def write_matrix(writer: streams.Writer, values: dtypes.Array, shape: tuple[int, int]) -> None:
+    """A matrix of integers.
+
+    Args:
+      writer: takes the segments.
+      values: int32 with rows * columns elements.
+      shape: (rows, columns).
+    """
+    if not values.size:
+        return
+    matrix = values.reshape(shape)
+    largest = max(int(matrix.max()), -int(matrix.min()))
+    modes = [_PLAIN, *(mode for mode in _possible(shape, largest) if writer.may_take(_extra(mode, shape)))]
+    found = {mode: _in_mode(mode, matrix) for mode in modes}
+    best = min(modes, key=lambda mode: found[mode].cost)
+    writer.take(_extra(best, shape))
+    writer.extend(found[best])
+
+
+def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
+    """The inverse of `write_matrix`; int32 of this shape."""
+    if not shape[0] * shape[1]:
+        return np.empty(shape, np.int32)
+    mode = reader.symbol(_MODE_BITS)
+    if mode == _PLAIN:
+        return contexts.read_matrix(reader, shape)
+    if mode in _BOUNDS and shape[0] * shape[1] > sequential.LARGEST:
+        raise errors.CorruptUpdateError(f"mode: expected at most {sequential.LARGEST} integers one after another")
+    reader.charge(_extra(mode, shape))
+    if mode in _BOUNDS:
+        return sequential.read(reader, shape, _BOUNDS[mode])
+    return fitted.read(reader, shape, _RANKS[mode])
+
+
+def _possible(shape: tuple[int, int], largest: int) -> list[int]:
+    """The modes that a writer tries beside the first."""
+    modes = [mode for mode, bound in _BOUNDS.items() if largest <= bound][:1] if _is_small(shape) else []
+    return modes + (list(_RANKS) if fitted.is_worth(shape) else [])
+
+
+def _is_small(shape: tuple[int, int]) -> bool:
+    return shape[0] * shape[1] <= sequential.LARGEST
+
+
+def _extra(mode: int, shape: tuple[int, int]) -> costs.Cost:
+    """What a mode takes beyond the first."""
+    if mode in _BOUNDS:
+        return sequential.extra_cost(shape)
+    return fitted.extra_cost(shape, _RANKS[mode]) if mode in _RANKS else costs.Cost(0, 0)
+
+
+def _in_mode(mode: int, matrix: dtypes.Array) -> streams.Writer:
+    writer = streams.Writer()
+    writer.symbol(mode, _MODE_BITS)
+    if mode == _PLAIN:
+        contexts.write_matrix(writer, matrix, matrix.shape)
+    elif mode in _BOUNDS:
+        sequential.write(writer, matrix, _BOUNDS[mode])
+    else:
+        fitted.write(writer, matrix, _RANKS[mode])
+    return writer
+
+
+def write_values(writer: streams.Writer, values: dtypes.Array) -> None:
+    """Integers at some positions, as a matrix of one row; int32 (k,)."""
+    write_matrix(writer, values, (1, len(values)))
+
+
+def read_values(reader: streams.Reader, count: int) -> dtypes.Array:
+    """The inverse of `write_values`; int32 (count,)."""
+    return read_matrix(reader, (1, count)).reshape(-1)
+
+
+def values_cost(count: int, lanes: int) -> costs.Cost:
+    """The cost of `read_values`, but for what its mode takes beyond the first."""
+    return contexts.matrix_cost(1, count, lanes)
+
+
+CODER = Coder(write_matrix, read_matrix, contexts.matrix_cost, write_values, read_values, values_cost)
+"""Of version 4."""
