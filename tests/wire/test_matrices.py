@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.wire import fuzz, samples
-from updcomp.wire import container, contexts, errors, fitted, matrices, sequential, streams
+from updcomp.wire import container, contexts, errors, fitted, matrices, scattered, sequential, streams
 
 
 def size_of(write, values, *options):
@@ -87,6 +87,44 @@ def test_tiles_fit_the_memory_and_a_matrix_of_several_returns():
     shapes = {(a.stop - a.start, b.stop - b.start) for a, b in fitted._tiles((300, 5000))}
     assert shapes == {(256, 2048), (256, 904), (44, 2048), (44, 904)}
     assert_returns(noisy((260, 2100), 1, 0.1, np.random.default_rng(1)), fitted.write, fitted.read, 12)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 1), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_positions_return_row_by_row_and_as_gaps(rows, columns, share, seed):
+    places = np.flatnonzero(np.random.default_rng(seed).random(rows * columns) < share)
+    writer = streams.Writer()
+    matrices.write_positions(writer, places, (rows, columns))
+    is_possible = scattered.is_possible(len(places), (rows, columns))
+    if is_possible:
+        scattered.write(writer, places, (rows, columns))
+    reader = streams.Reader(*writer.finish())
+    np.testing.assert_array_equal(matrices.read_positions(reader, len(places), (rows, columns)), places)
+    if is_possible:
+        np.testing.assert_array_equal(scattered.read(reader, len(places), (rows, columns)), places)
+    reader.finish()
+
+
+def test_rows_and_columns_with_many_positions_are_found():
+    rng = np.random.default_rng(0)
+    chance = np.outer(np.exp(rng.normal(0, 1.5, 200)), np.exp(rng.normal(0, 1.5, 100)))
+    crowded = np.flatnonzero(rng.random((200, 100)) < 0.02 * chance / chance.mean())
+    even = np.flatnonzero(rng.random((200, 100)) < 0.02)
+    for places, share in ((crowded, 0.85), (even, 1.001)):
+        sizes = [size_of(write, places, (200, 100)) for write in (matrices.write_positions, contexts.write_positions)]
+        assert sizes[0] < share * sizes[1] + 1
+
+
+def test_positions_that_are_missing_or_cannot_be_coded_row_by_row_are_refused():
+    writer = streams.Writer()
+    writer.symbol(1, 1)
+    writer.choices(np.array([0, 0]), np.array([8192, 10922]))  # two rows that have none
+    sections = writer.finish()
+    with pytest.raises(errors.CorruptUpdateError, match="positions: expected 3, found 0"):
+        matrices.read_positions(streams.Reader(*sections), 3, (2, 5))
+    for count, shape in ((2, (10, 1)), (2, (5, 2000)), (2**15 + 1, (1000, 100))):
+        with pytest.raises(errors.CorruptUpdateError, match="found rows"):
+            matrices.read_positions(streams.Reader(*sections), count, shape)
 
 
 def test_a_writer_takes_no_more_than_it_may():

@@ -6,6 +6,7 @@ Only the arithmetic of float leaves uses NumPy, one weight at a time.
 import hashlib
 import itertools
 import json
+import math
 import struct
 import zlib
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 from tests.wire.twin_exact import exact, few
-from tests.wire.twin_matrices import fitted, sequential
+from tests.wire.twin_matrices import fitted, row_by_row, sequential
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
 
@@ -144,6 +145,15 @@ class Sections:
         elif rows * columns:
             flat = self.segment(rows * columns)
         return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
+
+    def positions(self, count, shape):
+        """Ascending, in the flattened leaf."""
+        if self.has_modes and count and self.symbol(1):
+            return row_by_row(self, count, math.prod(shape[:-1]), shape[-1])
+        places = []
+        for gap in self.segment(count, signed=False):
+            places.append((places[-1] if places else -1) + 1 + gap)
+        return places
 
     def places(self, count, size):
         """Which of `size` there are."""
@@ -314,9 +324,7 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     number = sections.number() if number is None else number
     values = sections.values(number)
     if kind == 4:
-        places = []
-        for gap in sections.segment(number, signed=False):
-            places.append((places[-1] if places else -1) + 1 + gap)
+        places = sections.positions(number, leaf.shape)
     elif kind == 5:
         stream = hashes(seed, index, 0)
         drawn = sorted((next(stream), i) for i in everywhere)

@@ -1,5 +1,6 @@
 """Version 4's matrices in Python numbers, written from FORMAT.md; a float is a float64, as the specification has it."""
 
+import itertools
 import math
 
 from tests.wire.twin_basis import GOLDEN, MASK, mix, prior
@@ -42,6 +43,45 @@ def sequential(sections, rows, columns, bound):
                     magnitude += 1
             row.append(sign * magnitude)
         found.append(row)
+    return found
+
+
+def power(x, exponent):
+    p = 1.0
+    while exponent:
+        p, x, exponent = p * x if exponent % 2 else p, x * x, exponent // 2
+    return p
+
+
+def row_by_row(sections, k, rows, n):
+    """Positions."""
+    weights, after, last, some, known = [1] * n, [[1, 1], [1, 1]], 0, 1, 2
+    found = []
+    for row in range(rows):
+        if len(found) == k:
+            break
+        size = 1 + (2**14 - 2) * after[last][0] // sum(after[last])
+        (choice,) = sections.chunk([[size, 2**14 - size]])
+        after[last][choice] += 1
+        last = choice
+        if not choice:
+            continue
+        sums = [sum(weights[:j]) for j in range(n + 1)]
+        b, some, a, c, here = sums[n] * some // known + 1, some + 1, 0, 0, []
+        while len(found) < k and a < n:
+            t = [1 - power((b + sums[a]) / (b + s), c + 1) for s in sums[a:]]
+            t = [x / t[-1] for x in t] if c == 0 else t
+            options = n - a + (c > 0)
+            bounds = [math.floor(x * (2**14 - options)) + j for j, x in enumerate(t)] + [2**14] * (c > 0)
+            (option,) = sections.chunk([[high - low for low, high in itertools.pairwise(bounds)]])
+            if a + option == n:
+                break
+            here.append(a + option)
+            found.append(row * n + a + option)
+            a, c, known = a + option + 1, c + 1, known + 1
+        for j in here:
+            weights[j] += 2
+    assert len(found) == k
     return found
 
 

@@ -1,8 +1,10 @@
 """Segments whose tokens have contexts: matrices by scales of rows and columns, exact leaves by the old weights."""
 
+import math
+
 import numpy as np
 
-from updcomp.wire import costs, dtypes, models, streams
+from updcomp.wire import costs, dtypes, models, positions, streams
 from updcomp.wire.coder import Coder
 
 _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
@@ -120,7 +122,32 @@ def values_cost(count: int, lanes: int) -> costs.Cost:
     return costs.tokens(count, lanes, contexts=1)
 
 
-CODER = Coder(write_matrix, read_matrix, matrix_cost, write_values, read_values, values_cost)
+def write_positions(writer: streams.Writer, places: dtypes.Array, _: tuple[int, ...]) -> None:
+    """Positions in a leaf as gaps in one context.
+
+    Args:
+      writer: takes the segment.
+      places: int64 (k,), strictly ascending.
+    """
+    writer.integers(np.diff(places, prepend=-1) - 1, signed=False)
+
+
+def read_positions(reader: streams.Reader, count: int, shape: tuple[int, ...]) -> dtypes.Array:
+    """The inverse of `write_positions`; int64 (count,)."""
+    return positions.of_gaps(reader.integers(count, signed=False), math.prod(shape))
+
+
+CODER = Coder(
+    write_matrix,
+    read_matrix,
+    matrix_cost,
+    write_values,
+    read_values,
+    values_cost,
+    write_positions,
+    read_positions,
+    values_cost,
+)
 """Of versions 1 to 3."""
 
 

@@ -5,9 +5,11 @@ few and small; in rounds (`fitted`), where they are many. What a mode takes beyo
 reads which one it is; a writer takes only what it may.
 """
 
+import math
+
 import numpy as np
 
-from updcomp.wire import contexts, costs, dtypes, errors, fitted, sequential, streams
+from updcomp.wire import contexts, costs, dtypes, errors, fitted, scattered, sequential, streams
 from updcomp.wire.coder import Coder
 
 _MODE_BITS = 3
@@ -94,5 +96,59 @@ def values_cost(count: int, lanes: int) -> costs.Cost:
     return contexts.matrix_cost(1, count, lanes)
 
 
-CODER = Coder(write_matrix, read_matrix, contexts.matrix_cost, write_values, read_values, values_cost)
+def write_positions(writer: streams.Writer, places: dtypes.Array, shape: tuple[int, ...]) -> None:
+    """Positions in a leaf, as gaps or row by row.
+
+    Args:
+      writer: takes the segments.
+      places: int64 (k,), strictly ascending.
+      shape: of the leaf.
+    """
+    if not len(places):
+        return
+    matrix = _last_axis(shape)
+    plain, rows = streams.Writer(), streams.Writer()
+    contexts.write_positions(plain, places, shape)
+    extra = scattered.extra_cost(len(places), matrix)
+    if scattered.is_possible(len(places), matrix) and writer.may_take(extra):
+        scattered.write(rows, places, matrix)
+        if rows.cost < plain.cost:
+            writer.symbol(1, 1)
+            writer.take(extra)
+            writer.extend(rows)
+            return
+    writer.symbol(0, 1)
+    writer.extend(plain)
+
+
+def read_positions(reader: streams.Reader, count: int, shape: tuple[int, ...]) -> dtypes.Array:
+    """The inverse of `write_positions`; int64 (count,)."""
+    if not count:
+        return np.empty(0, np.int64)
+    matrix = _last_axis(shape)
+    if not reader.symbol(1):
+        return contexts.read_positions(reader, count, shape)
+    if not scattered.is_possible(count, matrix):
+        raise errors.CorruptUpdateError(f"positions: expected gaps of {count} in {matrix}, found rows")
+    reader.charge(scattered.extra_cost(count, matrix))
+    return scattered.read(reader, count, matrix)
+
+
+def _last_axis(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A leaf as a matrix, its columns those of its last axis."""
+    columns = shape[-1] if shape else 1
+    return math.prod(shape[:-1]), columns
+
+
+CODER = Coder(
+    write_matrix,
+    read_matrix,
+    contexts.matrix_cost,
+    write_values,
+    read_values,
+    values_cost,
+    write_positions,
+    read_positions,
+    contexts.values_cost,
+)
 """Of version 4."""

@@ -296,16 +296,42 @@ class Decoder:
         Raises:
           CorruptUpdateError: as `pull`.
         """
+        slot = self._slot()
+        if slot < size:
+            self._advance(slot, 0, size)
+            return 0
+        self._advance(slot, size, TOTAL - size)
+        return 1
+
+    def choose_among(self, bounds: dtypes.Array) -> int:
+        """Decodes a segment of one symbol.
+
+        Args:
+          bounds: int64 (n + 1,), strictly ascending from 0 to 2^14.
+
+        Returns:
+          The symbol, below n.
+
+        Raises:
+          CorruptUpdateError: as `pull`.
+        """
+        slot = self._slot()
+        found = int(np.searchsorted(bounds, slot, side="right")) - 1
+        start = int(bounds[found])
+        self._advance(slot, start, int(bounds[found + 1]) - start)
+        return found
+
+    def _slot(self) -> int:
+        """Of the next symbol, where it is a segment of its own."""
         self._count(1)
-        state = int(self._states[0])
-        slot = state & (TOTAL - 1)
-        found = int(slot >= size)
-        start, size = (size, TOTAL - size) if found else (0, size)
-        state = size * (state >> PRECISION) + slot - start
+        return int(self._states[0]) & (TOTAL - 1)
+
+    def _advance(self, slot: int, start: int, size: int) -> None:
+        """Leaves a symbol behind."""
+        state = size * (int(self._states[0]) >> PRECISION) + slot - start
         self._states[0] = state
         if state < LOWEST:
             self._feed(self._states[:1], np.zeros(1, np.int64))
-        return found
 
     def _count(self, count: int) -> None:
         """Counts the symbols of a segment."""

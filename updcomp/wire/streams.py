@@ -222,6 +222,10 @@ class Reader:
         """0 or 1, of `Writer.choices`; 0 has so many of 2^14 slots."""
         return self._coded.choose(size)
 
+    def choose_among(self, bounds: dtypes.Array) -> int:
+        """Which interval, of `Writer.choices`; int64 (n + 1,), where each begins and the last one ends, at 2^14."""
+        return self._coded.choose_among(bounds)
+
     def symbol(self, width: int) -> int:
         """One of 2^width equal symbols."""
         return int(self._coded.pull(1, _equal_symbols(width))[0])

@@ -33,7 +33,7 @@ def _cost(coder: Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs
     count = kind.bounded(head.size, spec.size)
     return costs.total(
         coder.values_cost(count, lanes),
-        costs.tokens(count, lanes, contexts=1),
+        coder.positions_cost(count, lanes),
         operations=increments.at_operations(spec, count),
         working_bytes=28 * count,
     )
@@ -43,11 +43,11 @@ def _head(block: Sparse, _: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0, block.step, int(np.count_nonzero(block.values)))
 
 
-def _write(coder: Coder, block: Sparse, _: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(coder: Coder, block: Sparse, old: dtypes.Array, writer: streams.Writer) -> bool:
     """Entries that change nothing are left out."""
     sent = block.values != 0
     coder.write_values(writer, block.values[sent])
-    writer.integers(np.diff(block.positions[sent], prepend=-1) - 1, signed=False)
+    coder.write_positions(writer, block.positions[sent], old.shape)
     return True
 
 
@@ -57,7 +57,7 @@ def _read(coder: Coder, head: kind.Head, old: dtypes.Array, reader: streams.Read
     values = coder.read_values(reader, count)
     if not values.all():
         raise errors.CorruptUpdateError("values: expected integers other than 0 at sent positions, found 0")
-    return Sparse(positions.of_gaps(reader.integers(count, signed=False), old.size), values, head.step)
+    return Sparse(coder.read_positions(reader, count, old.shape), values, head.step)
 
 
 def _apply(block: Sparse, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
