@@ -6,6 +6,7 @@ reads which one it is; a writer takes only what it may.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,11 +31,14 @@ def write_matrix(writer: streams.Writer, values: dtypes.Array, shape: tuple[int,
         return
     matrix = values.reshape(shape)
     largest = max(int(matrix.max()), -int(matrix.min()))
-    modes = [_PLAIN, *(mode for mode in _possible(shape, largest) if writer.may_take(_extra(mode, shape)))]
-    found = {mode: _in_mode(mode, matrix) for mode in modes}
-    best = min(modes, key=lambda mode: found[mode].cost)
+    best, found = _PLAIN, _in_mode(_PLAIN, matrix)
+    for mode, after in _possible(shape, largest):
+        if (after is None or best in after) and writer.may_take(_extra(mode, shape)):
+            candidate = _in_mode(mode, matrix)
+            if candidate.cost < found.cost:
+                best, found = mode, candidate
     writer.take(_extra(best, shape))
-    writer.extend(found[best])
+    writer.extend(found)
 
 
 def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
@@ -52,14 +56,13 @@ def read_matrix(reader: streams.Reader, shape: tuple[int, int]) -> dtypes.Array:
     return fitted.read(reader, shape, _RANKS[mode])
 
 
-def _possible(shape: tuple[int, int], largest: int) -> list[int]:
-    """The modes that a writer tries beside the first."""
-    modes = [mode for mode, bound in _BOUNDS.items() if largest <= bound][:1] if _is_small(shape) else []
-    return modes + (list(_RANKS) if fitted.is_worth(shape) else [])
-
-
-def _is_small(shape: tuple[int, int]) -> bool:
-    return shape[0] * shape[1] <= sequential.LARGEST
+def _possible(shape: tuple[int, int], largest: int) -> Iterator[tuple[int, tuple[int, ...] | None]]:
+    """The modes that a writer tries beside the first, each with those that must be the best so far, if any."""
+    if shape[0] * shape[1] <= sequential.LARGEST:
+        yield from [(mode, None) for mode, bound in _BOUNDS.items() if largest <= bound][:1]
+    if fitted.is_worth(shape):
+        # Where a few directions help, more may; where they do not, scales alone may.
+        yield from ((6, None), (7, (6,)), (5, (_PLAIN, *_BOUNDS)))
 
 
 def _extra(mode: int, shape: tuple[int, int]) -> costs.Cost:

@@ -24,6 +24,7 @@ _LARGEST_ERROR = 1 << 17  # of what is fitted: sums of 2^20 products with factor
 _LARGEST_NEIGHBOUR = 1 << 15
 _LARGEST_VALUE = 1 << 31
 _SEED = 1 << 8  # of a direction that begins
+_SLICE = 1 << 14  # integers at a time: they stay in the cache
 _PER_DIRECTION = 2  # known integers for each entry of a factor at least
 _SWEEPS = 2
 _SHRINKAGE = 5  # l is the noise's norm by this
@@ -94,10 +95,14 @@ class Predictor:
 
     def _subtract(self) -> None:
         """Means by the directions, and how far the known integers lie above them."""
-        np.matmul(self._left, self._right.T, out=self._means)
-        self._means *= UNIT / _FACTOR**2
-        np.rint(self._means, out=self._means)
-        self._find_errors()
+        height = max(1, _SLICE // self._means.shape[1])
+        for top in range(0, len(self._means), height):
+            part = slice(top, top + height)
+            means = np.matmul(self._left[part], self._right.T, out=self._means[part])
+            means *= UNIT / _FACTOR**2
+            np.rint(means, out=means)
+            np.subtract(self._values[part], means, out=self._errors[part])
+            self._errors[part] *= self._mask[part]
 
     def _find_errors(self) -> None:
         np.subtract(self._values, self._means, out=self._errors)
