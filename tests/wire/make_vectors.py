@@ -29,6 +29,7 @@ def main() -> None:
         ),
         "exact": (samples.exact_model(), samples.exact_packets(), None),
         "changing": (samples.model(), {"leaves": samples.restructured()}, None),
+        "fitted": (samples.fitted_model(), {"fitted": samples.fitted_packet()}, None),
     }
     for name, (base, packets, metadata) in models.items():
         for kind, packet in packets.items():

@@ -262,6 +262,38 @@ def restructured() -> packet.Packet:
     return packet.Packet(blocks, structure=Structure(added, ("double", "wave")))
 
 
+def fitted_model() -> dict[str, np.ndarray]:
+    """Matrices that are large enough to be fitted."""
+    kernel = floats((64, 70), 140).astype(np.float32)
+    return {
+        "columns": kernel,
+        "fitted": kernel * 2,
+        "few": kernel[:, ::-1].copy(),
+        "rows": -kernel,
+        "turned": kernel.T.copy(),
+    }
+
+
+def fitted_packet() -> packet.Packet:
+    """Integers of low rank, of nearly low rank, of rows that move less and less, of no structure, of some columns."""
+    noise = integers((64, 70), 600, 1)
+    low = sum(np.outer(integers((64,), 602 + i, 4), integers((70,), 612 + i, 2)) for i in range(0, 4, 2))
+    rows = np.maximum(1, 12 - np.arange(64) // 4)[:, None]
+    columns = (9 * low + noise)[:, :66] | (np.arange(64) == 0)[:, None]  # a column of zeros is not sent
+    place = np.arange(64 * 70)
+    crowded = np.flatnonzero((bits(64 * 70, 620, 3) == 0) & (place % 3 == 0) & (place % 700 < 210))
+    return packet.Packet(
+        {
+            "columns": Columns(np.arange(2, 68), columns.astype(np.int32), STEP),
+            "few": Dense(noise * (noise > 2), STEP),
+            "fitted": Dense((low + noise).astype(np.int32), STEP),
+            "rows": Sparse(crowded, integers(crowded.shape, 622, 1) | 1, STEP),
+            "turned": Dense((noise * rows // 4).T.astype(np.int32), STEP, views.of_words("out in")),
+        },
+        seed=9,
+    )
+
+
 def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
     """Each model with its packets."""
     return [
@@ -269,4 +301,5 @@ def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
         (viewed_model(), [viewed_packet(), viewed_columns()]),
         (exact_model(), list(exact_packets().values())),
         (model(), [restructured()]),
+        (fitted_model(), [fitted_packet()]),
     ]

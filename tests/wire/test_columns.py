@@ -17,6 +17,7 @@ from updcomp.wire import (
     header,
     inspection,
     kind,
+    matrices,
     packet,
     positions,
     streams,
@@ -135,7 +136,7 @@ def test_another_number_of_places_is_refused(monkeypatch, found, said):
         with monkeypatch.context() as patch:
             patch.setattr(streams, "_two_symbols", lambda *_: frequencies)
             writer.places(np.arange(found), 10)
-        contexts.write_matrix(writer, np.ones((4, 3), np.int32), (4, 3))
+        matrices.write_matrix(writer, np.ones((4, 3), np.int32), (4, 3))
 
     with pytest.raises(errors.CorruptUpdateError, match=f"leaf 'w': places: expected 3 of 10, found {said}"):
         container.apply_update(crafted(base, 3, write), base)
@@ -146,7 +147,7 @@ def test_a_sent_column_of_zeros_is_refused():
 
     def write(writer):
         writer.places(np.arange(3), 10)
-        contexts.write_matrix(writer, np.ones((4, 3), np.int32) * np.int32([1, 0, 1]), (4, 3))
+        matrices.write_matrix(writer, np.ones((4, 3), np.int32) * np.int32([1, 0, 1]), (4, 3))
 
     with pytest.raises(errors.CorruptUpdateError, match="leaf 'w': values: expected integers other than 0 in every"):
         container.apply_update(crafted(base, 3, write), base)

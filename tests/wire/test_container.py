@@ -115,7 +115,7 @@ def test_a_view_that_fits_the_kernel_codes_it_smaller():
 def with_number(shape, number):
     """An update and its base, whose second dense block says this number of a view."""
     base = {"v": np.zeros((1, 1), np.float32), "w": np.zeros(shape, np.float32)}
-    blocks = {name: Dense(np.ones(leaf.shape, np.int32), 1.0) for name, leaf in base.items()}
+    blocks = {name: Dense(np.full(leaf.shape, 100, np.int32), 1.0) for name, leaf in base.items()}
     parts = header.parse(container.encode(packet.Packet(blocks), base))
     (first, second) = parts.heads
     return header.pack(parts._replace(heads=[first._replace(view=2), second._replace(view=number)])), base
@@ -124,7 +124,7 @@ def with_number(shape, number):
 @pytest.mark.parametrize(("shape", "number"), [((2, 3, 4), 22), ((2, 3, 4), 26), ((5,), 1), ((5,), 2), ((), 0)])
 def test_every_view_is_taken_the_default_one_too_beside_others(shape, number):
     update, base = with_number(shape, number)
-    assert (container.apply_update(update, base)["w"] == 1).all()
+    assert (container.apply_update(update, base)["w"] == 100).all()
     view = container.decode(update, base).blocks["w"].view
     assert (view or views.last_axis_out(len(shape))) == views.of_number(number, len(shape))
     assert inspection.inspect(update)["blocks"][1]["view"] == number

@@ -211,6 +211,8 @@ def by_the_table(head, shape, words, itemsize, lanes):
         return 2**17 + 2**13 * c + 24 * t + chunks, 56 * max(sizes)
 
     def matrix(rows, columns):
+        if not rows * columns:
+            return 0, 0
         parts = [segment(rows * columns, 64), segment(rows, 1), segment(columns, 1)]
         return sum(ops for ops, _ in parts), 16 * (rows + columns) + max(most for _, most in parts)
 
@@ -253,9 +255,9 @@ def by_the_table(head, shape, words, itemsize, lanes):
         "changes": changes(size),
         "half": ([], 12 * n, 3 * n),
         "dense": ([matrix(stack * fan_in, fan_out), (0, m * (4 * n // shape[0] if shape else 0))], 12 * n, 4 * n),
-        "sparse": ([segment(size, 1), segment(size, 1)], at, 28 * size),
-        "seeded": ([segment(size, 1), (16 * n + 64 * size, 40 * size + 2**23)], at, 12 * size),
-        "magnitude": ([segment(size, 1), (16 * n + 64 * size, 24 * size + 2 * w)], at, 12 * size),
+        "sparse": ([matrix(1, size), segment(size, 1)], at, 28 * size),
+        "seeded": ([matrix(1, size), (16 * n + 64 * size, 40 * size + 2**23)], at, 12 * size),
+        "magnitude": ([matrix(1, size), (16 * n + 64 * size, 24 * size + 2 * w)], at, 12 * size),
         "factors": (
             [matrix(stack * fan_in, size), matrix(stack * fan_out, size), product],
             0,

@@ -15,6 +15,7 @@ import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 from tests.wire.twin_exact import exact, few
+from tests.wire.twin_matrices import fitted, row_by_row, sequential
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
 
@@ -53,7 +54,8 @@ def frequencies(weights):
 class Sections:
     """The three sections and what is left of them."""
 
-    def __init__(self, raw, extra, lanes, coded, short=False):
+    def __init__(self, raw, extra, lanes, coded, short=False, has_modes=False):
+        self.has_modes = has_modes
         self.raw_bytes = raw
         self.extra = int.from_bytes(extra, "little")
         self.alone = lanes == 1 and short
@@ -124,9 +126,18 @@ class Sections:
     def segment(self, count, signed=True):
         return self.tokens([0] * count, {0: self.symbol(7)}, signed) if count else []
 
+    def values(self, count):
+        """Some integers."""
+        return self.matrix(1, count)[0] if self.has_modes else self.segment(count)
+
     def matrix(self, rows, columns):
         """A list of rows."""
         flat = []
+        mode = self.symbol(3) if self.has_modes and rows * columns else 0
+        if 1 <= mode <= 4:
+            return sequential(self, rows, columns, (1, 3, 7, 15)[mode - 1])
+        if mode >= 5:
+            return fitted(self, rows, columns, (0, 12, 48)[mode - 5])
         if rows * columns and self.symbol(1):
             r, c = self.segment(rows), self.segment(columns)
             contexts = [min(max(20 + a + b, 0), 63) for a in r for b in c]
@@ -134,6 +145,15 @@ class Sections:
         elif rows * columns:
             flat = self.segment(rows * columns)
         return [flat[i * columns : (i + 1) * columns] for i in range(rows)]
+
+    def positions(self, count, shape):
+        """Ascending, in the flattened leaf."""
+        if self.has_modes and count and self.symbol(1):
+            return row_by_row(self, count, math.prod(shape[:-1]), shape[-1])
+        places = []
+        for gap in self.segment(count, signed=False):
+            places.append((places[-1] if places else -1) + 1 + gap)
+        return places
 
     def places(self, count, size):
         """Which of `size` there are."""
@@ -306,11 +326,9 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
     number = sections.number() if number is None else number
-    values = sections.segment(number)
+    values = sections.values(number)
     if kind == 4:
-        places = []
-        for gap in sections.segment(number, signed=False):
-            places.append((places[-1] if places else -1) + 1 + gap)
+        places = sections.positions(number, leaf.shape)
     elif kind == 5:
         stream = hashes(seed, index, 0)
         drawn = sorted((next(stream), i) for i in everywhere)
@@ -359,7 +377,7 @@ def apply(update, model):
     extra, at = varint(update, at) if not short or flags & 16 else (0, at)
     lanes = 2 ** update[at] // 2
     payload = update[at + 1 : end]
-    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short)
+    sections = Sections(payload[:raw], payload[raw : raw + extra], lanes, payload[raw + extra :], short, version >= 4)
     new, names = dict(model), sorted(model)
     for kind, step, number, view, index in heads:
         new[names[index]] = read_block(version, kind, step, number, view, model[names[index]], index, seed, sections)

@@ -1,8 +1,11 @@
 """Segments whose tokens have contexts: matrices by scales of rows and columns, exact leaves by the old weights."""
 
+import math
+
 import numpy as np
 
-from updcomp.wire import costs, dtypes, models, streams
+from updcomp.wire import costs, dtypes, models, positions, streams
+from updcomp.wire.coder import Coder
 
 _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
 _SMALLEST = 64  # integers for which classes could pay
@@ -97,6 +100,55 @@ def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     rows = np.rint(2 * (np.log2(x) - shift)).astype(np.int64)
     columns = np.rint(2 * (np.log2(y) + shift)).astype(np.int64)
     return np.clip(rows, -128, 127), np.clip(columns, -128, 127)
+
+
+def write_values(writer: streams.Writer, values: dtypes.Array) -> None:
+    """Signed integers in one context.
+
+    Args:
+      writer: takes the segment.
+      values: int32 (k,).
+    """
+    writer.integers(values, signed=True)
+
+
+def read_values(reader: streams.Reader, count: int) -> dtypes.Array:
+    """The inverse of `write_values`; int32 (count,)."""
+    return reader.integers(count, signed=True, dtype=np.int32)
+
+
+def values_cost(count: int, lanes: int) -> costs.Cost:
+    """The cost of `read_values`."""
+    return costs.tokens(count, lanes, contexts=1)
+
+
+def write_positions(writer: streams.Writer, places: dtypes.Array, _: tuple[int, ...]) -> None:
+    """Positions in a leaf as gaps in one context.
+
+    Args:
+      writer: takes the segment.
+      places: int64 (k,), strictly ascending.
+    """
+    writer.integers(np.diff(places, prepend=-1) - 1, signed=False)
+
+
+def read_positions(reader: streams.Reader, count: int, shape: tuple[int, ...]) -> dtypes.Array:
+    """The inverse of `write_positions`; int64 (count,)."""
+    return positions.of_gaps(reader.integers(count, signed=False), math.prod(shape))
+
+
+CODER = Coder(
+    write_matrix,
+    read_matrix,
+    matrix_cost,
+    write_values,
+    read_values,
+    values_cost,
+    write_positions,
+    read_positions,
+    values_cost,
+)
+"""Of versions 1 to 3."""
 
 
 def write_differences(writer: streams.Writer, new: dtypes.Array, old: dtypes.Array) -> bool:

@@ -143,14 +143,14 @@ class Account:
         self._held = extra_bytes
 
     def charge(self, cost: Cost) -> None:
-        """Adds a block.
+        """Adds a block, unless it is refused.
 
         Raises:
           CostError: it goes beyond the budget.
         """
-        self._operations += cost.operations
+        operations = self._operations + cost.operations
         charged = (
-            (self._operations / self._allowed.operations, self._operations, "operations"),
+            (operations / self._allowed.operations, operations, "operations"),
             (
                 (self._held + cost.working_bytes) / self._allowed.working_bytes,
                 self._held + cost.working_bytes,
@@ -164,3 +164,4 @@ class Account:
                 f"send less (lower ranks, fewer weights), or allow a budget of at least "
                 f"{math.ceil(10 * self._budget * share) / 10:g} on both sides (budget=, --budget=)"
             )
+        self._operations = operations

@@ -86,7 +86,8 @@ class Blocks:
         self._account = account(parts, update_bytes, specs, budget)
         self._parts = parts
         self._specs = specs
-        self._reader = streams.Reader(parts.raw, parts.extra, parts.lanes, parts.coded, short=parts.version.is_short)
+        sections = (parts.raw, parts.extra, parts.lanes, parts.coded)
+        self._reader = streams.Reader(*sections, short=parts.version.is_short, charge=self._account.charge)
 
     def read(self, name: str, old: dtypes.Array) -> Block:
         """The next block, that of this held leaf."""

@@ -21,6 +21,8 @@ from updcomp.wire import (
 from updcomp.wire.kind import Block, Head, Later
 from updcomp.wire.kinds import raw
 
+_FINER = 0.7  # of the budget: what finer ways of coding may take
+
 
 class Blocks:
     """The blocks of an update in the making; leaves are taken one after another, so that no two are needed at once."""
@@ -40,13 +42,17 @@ class Blocks:
         self._sent, self._specs, self._budget = sent, specs, budget
         self._indices = {name: index for index, name in enumerate(specs)}
         self._charged = costs.Account(specs, 0, budget)
+        # In proportion to the leaves that were taken, so that the first ones leave some to the last.
+        allowed = costs.allowed(specs, budget)
+        self._finer = _FINER * allowed.operations / max(sum(map(_bytes, specs.values())), 1)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
-        self._writer, self._heads = streams.Writer(), list[Head]()
+        self._writer, self._heads = streams.Writer(0.0, _FINER * allowed.working_bytes), list[Head]()
         self._ahead = workers.Ahead[None]()
 
     def take(self, name: str, old: dtypes.Array) -> None:
         """The next held leaf of the base, and what the packet makes of it."""
         self._before.add(name, old)
+        self._writer.allowed += self._finer * _bytes(self._specs[name])
         if name in self._sent.blocks:
             self._write(name, old)
         if not self._is_ahead:
@@ -105,7 +111,7 @@ class Blocks:
         base = base_print or fingerprint.of_digests(before)
         result = fingerprint.of_digests(before | self._after.finish())
         sections = self._writer.finish()
-        return header.Parts(
+        parts = header.Parts(
             versions.NEWEST,
             base[:size],
             result[:size],
@@ -115,6 +121,9 @@ class Blocks:
             change,
             self._sent.structure,
         )
+        account = decoding.account(parts, 0, self._specs, self._budget)
+        account.charge(costs.Cost(self._writer.taken, 0))
+        return parts
 
     def _wait(self) -> None:
         for _ in self._ahead.done(None):
@@ -135,6 +144,11 @@ class Blocks:
         heads = [self._block(name, np.empty(spec.shape, spec.dtype))[1] for name, spec in sent]
         parts = header.Parts(versions.NEWEST, b"", b"", self._sent.seed, heads, b"", b"", rans.MAX_LANES, b"")
         decoding.account(parts, 0, self._specs, self._budget)
+
+
+def _bytes(spec: dtypes.Spec) -> int:
+    """Of a leaf, and 1, so that an empty one counts."""
+    return spec.nbytes + 1
 
 
 def _as_raw(head: Head) -> Head:

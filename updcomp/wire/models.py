@@ -118,9 +118,9 @@ class Adaptive:
         self._count_weight = count_weight
         self._weights = _priors(tuple(map(int, scales)), alphabet, signed).copy()
 
-    def frequencies(self) -> dtypes.Array:
-        """int64 (contexts, alphabet), as `normalise` returns them."""
-        return normalise(self._weights)
+    def frequencies(self, which: dtypes.Array | slice = slice(None)) -> dtypes.Array:
+        """int64 (contexts, alphabet), as `normalise` returns them, of all contexts or some."""
+        return normalise(self._weights[which])
 
     def update(self, seen: dtypes.Array, contexts: dtypes.Array | None) -> None:
         """Counts tokens.

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from updcomp.wire import costs, dtypes, errors, increments, streams
 from updcomp.wire import kind as kind_
+from updcomp.wire.coder import Coder
 
 
 def kind_of(
@@ -16,6 +15,7 @@ def kind_of(
     name: str,
     places: Callable[[dtypes.Array, int, int, int], dtypes.Array],
     cost: Callable[[dtypes.Spec, int], costs.Cost],
+    coder: Coder,
 ) -> kind_.Kind:
     """A kind of blocks of k integers at k positions that cost no bytes.
 
@@ -25,6 +25,7 @@ def kind_of(
       name: as in `Kind`.
       places: (old leaf, k, seed, leaf's index) -> int64 (k,), strictly ascending.
       cost: of `places`, from the leaf's spec and k.
+      coder: of the integers.
 
     Returns:
       The kind.
@@ -43,7 +44,7 @@ def kind_of(
     def of_block(head: kind_.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
         count = kind_.bounded(head.size, spec.size)
         return costs.total(
-            costs.tokens(count, lanes, contexts=1),
+            coder.values_cost(count, lanes),
             cost(spec, count),
             operations=increments.at_operations(spec, count),
             working_bytes=12 * count,
@@ -53,13 +54,13 @@ def kind_of(
         return kind_.Head(found, 0, held.step, len(held.values))
 
     def write(held: Any, _: dtypes.Array, writer: streams.Writer) -> bool:
-        writer.integers(held.values, signed=True)
+        coder.write_values(writer, held.values)
         return True
 
     def read(head: kind_.Head, old: dtypes.Array, reader: streams.Reader) -> Any:
         dtypes.compute_dtype(old)
         count = kind_.bounded(head.size, old.size)
-        return block(reader.integers(count, signed=True, dtype=np.int32), head.step)
+        return block(coder.read_values(reader, count), head.step)
 
     def apply(held: Any, old: dtypes.Array, seed: int, index: int) -> dtypes.Array:
         return increments.at(old, places(old, len(held.values), seed, index), held.values, held.step)

@@ -56,16 +56,19 @@ class Encoder:
     def __init__(self) -> None:
         """An empty stream."""
         self._segments: list[tuple[dtypes.Array, dtypes.Array]] = []
+        self._longest: list[int] = []  # symbols of each segment that are coded at once
 
-    def push(self, starts: dtypes.Array, sizes: dtypes.Array) -> None:
+    def push(self, starts: dtypes.Array, sizes: dtypes.Array, *, alone: bool = False) -> None:
         """Adds a segment.
 
         Args:
           starts: integers (n,), first slots of the symbols' intervals.
           sizes: integers (n,), sizes of the intervals, from 1 to 2^14.
+          alone: whether each symbol is a segment of its own.
         """
         if len(starts):
             self._segments.append((starts.astype(np.uint16, copy=False), sizes.astype(np.uint16, copy=False)))
+            self._longest.append(1 if alone else len(starts))
 
     def code(self, symbols: dtypes.Array, frequencies: dtypes.Array, contexts: dtypes.Array | None = None) -> None:
         """Adds a segment.
@@ -88,6 +91,7 @@ class Encoder:
     def extend(self, other: "Encoder") -> None:
         """Adds the segments of another encoder."""
         self._segments += other._segments
+        self._longest += other._longest
 
     def finish(
         self, lanes: int | None = None, first: dtypes.Array | int = LOWEST, *, short: bool = False
@@ -105,15 +109,15 @@ class Encoder:
         """
         if not self._segments:
             return 0, b""
-        lengths = [len(sizes) for _, sizes in self._segments]
-        lanes = lanes or choose_lanes(self.cost / 8, sum(lengths), max(lengths))
+        count = sum(len(sizes) for _, sizes in self._segments)
+        lanes = lanes or choose_lanes(self.cost / 8, count, max(self._longest))
         states = np.zeros(lanes) + (0 if short and lanes == 1 else first)
         words: list[dtypes.Array] = []
-        for starts, sizes in reversed(self._segments):
-            if min(len(sizes), lanes) <= singly.MOST:
-                few = states[: len(sizes)].astype(np.int64).tolist()
+        for (starts, sizes), longest in zip(reversed(self._segments), reversed(self._longest), strict=True):
+            if (width := min(longest, lanes)) <= singly.MOST:
+                few = states[:width].astype(np.int64).tolist()
                 words.append(np.array(singly.encode(few, starts.tolist(), sizes.tolist()), "<u2"))
-                states[: len(sizes)] = few
+                states[:width] = few
             else:
                 _encode(states, starts, sizes, words)
         words.reverse()
@@ -225,11 +229,7 @@ class Decoder:
         Raises:
           CorruptUpdateError: the stream ends before the segment does, or has too few lanes.
         """
-        lanes = len(self._states)
-        self._symbols += count
-        self._longest = max(self._longest, count)
-        if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
-            raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
+        self._count(count)
         found = np.empty(count, np.uint8)
         for start in range(0, count, _BLOCK):
             part = slice(start, min(start + _BLOCK, count))
@@ -283,6 +283,63 @@ class Decoder:
         self._next += min(taken, len(words))
         self._states[: len(bases)] = states
         return np.array(intervals) % table.symbols
+
+    def choose(self, size: int) -> int:
+        """Decodes a segment of one symbol, 0 or 1.
+
+        Args:
+          size: of the interval of 0, from 1 to 2^14 - 1.
+
+        Returns:
+          The symbol.
+
+        Raises:
+          CorruptUpdateError: as `pull`.
+        """
+        slot = self._slot()
+        if slot < size:
+            self._advance(slot, 0, size)
+            return 0
+        self._advance(slot, size, TOTAL - size)
+        return 1
+
+    def choose_among(self, bounds: dtypes.Array) -> int:
+        """Decodes a segment of one symbol.
+
+        Args:
+          bounds: int64 (n + 1,), strictly ascending from 0 to 2^14.
+
+        Returns:
+          The symbol, below n.
+
+        Raises:
+          CorruptUpdateError: as `pull`.
+        """
+        slot = self._slot()
+        found = int(np.searchsorted(bounds, slot, side="right")) - 1
+        start = int(bounds[found])
+        self._advance(slot, start, int(bounds[found + 1]) - start)
+        return found
+
+    def _slot(self) -> int:
+        """Of the next symbol, where it is a segment of its own."""
+        self._count(1)
+        return int(self._states[0]) & (TOTAL - 1)
+
+    def _advance(self, slot: int, start: int, size: int) -> None:
+        """Leaves a symbol behind."""
+        state = size * (int(self._states[0]) >> PRECISION) + slot - start
+        self._states[0] = state
+        if state < LOWEST:
+            self._feed(self._states[:1], np.zeros(1, np.int64))
+
+    def _count(self, count: int) -> None:
+        """Counts the symbols of a segment."""
+        lanes = len(self._states)
+        self._symbols += count
+        self._longest = max(self._longest, count)
+        if self._symbols > lanes << (_STEPS_BITS + 1) and lanes < MAX_LANES:
+            raise errors.CorruptUpdateError(f"coded section: {lanes} lanes are too few for {self._symbols} symbols")
 
     def _feed(self, state: dtypes.Array, hungry: dtypes.Array) -> None:
         """Gives the next words to the lanes that need one."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from updcomp.wire import bits, dtypes, errors, models, rans, tokens
+from updcomp.wire import bits, costs, dtypes, errors, models, rans, tokens
 
 _ALPHABET_BITS = 8
 
@@ -39,11 +39,28 @@ class Segment(NamedTuple):
 class Writer:
     """Takes an update's payload, one segment after another."""
 
-    def __init__(self) -> None:
-        """An empty payload."""
+    def __init__(self, allowed: float = math.inf, memory: float = math.inf) -> None:
+        """An empty payload.
+
+        Args:
+          allowed: operations that finer ways of coding may take, beyond what headers say.
+          memory: working bytes that each of them may.
+        """
+        self._memory = memory
+        self.allowed = allowed
+        self.taken = 0  # of these
         self._raw: list[bytes] = []
         self._coded = rans.Encoder()
         self._extra = bits.Writer()
+
+    def may_take(self, cost: costs.Cost) -> bool:
+        """Whether a finer way of coding is allowed."""
+        return cost.operations <= self.allowed and cost.working_bytes <= self._memory
+
+    def take(self, cost: costs.Cost) -> None:
+        """Allows for a finer way of coding."""
+        self.allowed -= cost.operations
+        self.taken += cost.operations
 
     def raw(self, leaf: dtypes.Array) -> None:
         """The bytes of a held array."""
@@ -109,12 +126,24 @@ class Writer:
         count_weight: int = models.COUNT_WEIGHT,
     ) -> None:
         """As `tokens`, in other chunks, and without the low bits."""
-        self.symbol(segment.alphabet, _ALPHABET_BITS)
+        self.alphabet(segment.alphabet)
         adaptive = models.Adaptive(scales, segment.alphabet, signed=segment.signed, count_weight=count_weight)
         for part in chunks:
-            symbols, context = segment.symbols[part], None if contexts is None else contexts(part)
-            self._coded.code(symbols, adaptive.frequencies(), context)
-            adaptive.update(symbols, context)
+            self.chunk(adaptive, segment.symbols[part], None if contexts is None else contexts(part))
+
+    def alphabet(self, size: int) -> None:
+        """The size of an alphabet, 1 to `tokens.COUNT`."""
+        self.symbol(size, _ALPHABET_BITS)
+
+    def chunk(self, adaptive: models.Adaptive, symbols: dtypes.Array, context: dtypes.Array | None) -> None:
+        """Tokens whose contexts are known, uint8 (n,); they are counted once they are coded."""
+        present, places = _present(context)
+        self._coded.code(symbols, adaptive.frequencies(present), places)
+        adaptive.update(symbols, context)
+
+    def choices(self, starts: dtypes.Array, sizes: dtypes.Array) -> None:
+        """Choices by their intervals, each coded by itself: what it is can depend on the one before."""
+        self._coded.push(starts, sizes, alone=True)
 
     def late(self, values: dtypes.Array, widths: dtypes.Array) -> None:
         """Plain bits that are read only when every token has been."""
@@ -162,8 +191,19 @@ class Reader:
         coded: bytes | memoryview,
         *,
         short: bool = True,
+        charge: Callable[[costs.Cost], None] = lambda _: None,
     ) -> None:
-        """At the start of the sections; short as in `rans.Decoder`."""
+        """At the start of the sections.
+
+        Args:
+          raw: section.
+          extra: section.
+          lanes: of the coded section.
+          coded: section.
+          short: as in `rans.Decoder`.
+          charge: takes what is found to cost more than headers say, before it is paid; CostError.
+        """
+        self.charge = charge
         self._raw = raw
         self._coded = rans.Decoder(coded, lanes, short=short)
         self._extra = bits.Reader(extra)
@@ -175,6 +215,14 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected {size} more bytes, found {len(self._raw)}")
         data, self._raw = self._raw[:size], self._raw[size:]
         return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
+
+    def choose(self, size: int) -> int:
+        """0 or 1, of `Writer.choices`; 0 has so many of 2^14 slots."""
+        return self._coded.choose(size)
+
+    def choose_among(self, bounds: dtypes.Array) -> int:
+        """Which interval, of `Writer.choices`; int64 (n + 1,), where each begins and the last one ends, at 2^14."""
+        return self._coded.choose_among(bounds)
 
     def symbol(self, width: int) -> int:
         """One of 2^width equal symbols."""
@@ -261,20 +309,29 @@ class Reader:
         count_weight: int = models.COUNT_WEIGHT,
     ) -> Iterator[tuple[slice, dtypes.Array]]:
         """The tokens of a segment, chunk by chunk."""
-        alphabet = self.symbol(_ALPHABET_BITS)
-        if not 0 < alphabet <= tokens.COUNT:
-            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {alphabet}")
+        alphabet = self.alphabet()
         adaptive = models.Adaptive(scales, alphabet, signed=signed, count_weight=count_weight)
         largest = -1
         for part in chunks:
-            context = None if contexts is None else contexts(part)
-            count = part.stop - part.start
-            symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(), count), context)
+            symbols = self.chunk(adaptive, part.stop - part.start, None if contexts is None else contexts(part))
             largest = max(largest, int(symbols.max(initial=0)))
-            adaptive.update(symbols, context)
             yield part, symbols
-        if 0 <= largest != alphabet - 1:
-            raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
+        if largest >= 0:
+            expect_largest(largest, alphabet)
+
+    def alphabet(self) -> int:
+        """The inverse of `Writer.alphabet`."""
+        size = self.symbol(_ALPHABET_BITS)
+        if not 0 < size <= tokens.COUNT:
+            raise errors.CorruptUpdateError(f"segment: expected 1 to {tokens.COUNT} tokens, found {size}")
+        return size
+
+    def chunk(self, adaptive: models.Adaptive, count: int, context: dtypes.Array | None) -> dtypes.Array:
+        """The inverse of `Writer.chunk`: uint8 (count,)."""
+        present, index = _present(context)
+        symbols = self._coded.pull(count, self._coded.table(adaptive.frequencies(present), count), index)
+        adaptive.update(symbols, context)
+        return symbols
 
     def places(self, count: int, size: int) -> dtypes.Array:
         """The inverse of `Writer.places`: int64 (count,), of count <= size."""
@@ -300,6 +357,24 @@ class Reader:
             raise errors.CorruptUpdateError(f"raw section: expected no more bytes, found {len(self._raw)}")
         self._coded.finish(idle_lanes=idle_lanes)
         self._extra.finish()
+
+
+def _present(context: dtypes.Array | None) -> tuple[dtypes.Array | slice, dtypes.Array | None]:
+    """The contexts that occur, ascending, and the place of each one among them; None where there is but one."""
+    if context is None:
+        return slice(None), None
+    occurs = np.bincount(context) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[context]
+
+
+def expect_largest(largest: int, alphabet: int) -> None:
+    """Checks that the largest token of an alphabet is in use.
+
+    Raises:
+      CorruptUpdateError: it is not.
+    """
+    if largest != alphabet - 1:
+        raise errors.CorruptUpdateError(f"segment: expected {alphabet} tokens in use, found {largest + 1}")
 
 
 def _two_symbols(count: int, size: int) -> dtypes.Array:

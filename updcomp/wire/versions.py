@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from updcomp.wire import errors
+from updcomp.wire import contexts, errors
 from updcomp.wire.kind import Block, Kind
 from updcomp.wire.kinds import (
     changes,
@@ -51,13 +51,13 @@ def numbered(*kinds: Kind) -> dict[int, Kind]:
     return table
 
 
-_FIRST = (raw.KIND, differences.KIND, half.KIND, dense.KIND, sparse.KIND, seeded.KIND, magnitude.KIND, factors.KIND)
-_KINDS_1 = numbered(*_FIRST, coefficients.KIND)
-_KINDS_2 = numbered(*_KINDS_1.values(), columns.KIND)
+_LOSSY = (dense, sparse, seeded, magnitude, factors, coefficients)
+_KINDS_1 = numbered(raw.KIND, differences.KIND, half.KIND, *(kind.of(contexts.CODER) for kind in _LOSSY))
+_KINDS_2 = numbered(*_KINDS_1.values(), columns.of(contexts.CODER))
 _FLAGS_3 = VIEWS | METADATA | SEED | RAW | EXTRA
 _FLAGS_4 = _FLAGS_3 | STRUCTURE | COMPACT
 _KINDS_3 = _KINDS_2 | numbered(exact.KIND, changes.KIND)
-_KINDS_4 = _KINDS_3  # a new kind goes here
+_KINDS_4 = _KINDS_3 | numbered(*(kind.KIND for kind in (*_LOSSY, columns)))  # a new kind goes here
 VERSIONS = {
     1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, is_short=False, idle_lanes=True),
     2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, is_short=False, idle_lanes=False),

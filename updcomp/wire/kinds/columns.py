@@ -1,10 +1,12 @@
 """Columns: an integer for every weight of some whole columns."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import contexts, costs, dtypes, errors, increments, kind, positions, streams, views
+from updcomp.wire import costs, dtypes, errors, increments, kind, matrices, positions, streams, views
+from updcomp.wire.coder import Coder
 from updcomp.wire.views import View
 
 
@@ -30,12 +32,12 @@ def _check(block: Columns, old: dtypes.Array) -> None:
     kind.expect("shape of values", block.values.shape, (fan_in, len(block.columns)))
 
 
-def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+def _cost(coder: Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     fan_in, all_columns, count = _sizes(head, spec.shape)
     weights, lines = fan_in * count, fan_in + count if count else 0
     return costs.total(
         costs.tokens(all_columns if 0 < count < all_columns else 0, lanes, contexts=1),
-        contexts.matrix_cost(fan_in, count, lanes),
+        coder.matrix_cost(fan_in, count, lanes),
         operations=increments.columns_operations(spec, weights, lines),
         working_bytes=4 * weights + 40 * count,
     )
@@ -57,21 +59,21 @@ def _head(block: Columns, old: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0, block.step, count, kind.view_number(block.view, old.ndim))
 
 
-def _write(block: Columns, old: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(coder: Coder, block: Columns, old: dtypes.Array, writer: streams.Writer) -> bool:
     """Columns that change nothing are left out."""
     stack, _, fan_out = views.shape_of(old.shape, views.resolve(block.view, old.ndim))
     sent = _sent(block)
     values = block.values[:, sent]
     writer.places(block.columns[sent], stack * fan_out)
-    contexts.write_matrix(writer, values, values.shape)
+    coder.write_matrix(writer, values, values.shape)
     return True
 
 
-def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Columns:
+def _read(coder: Coder, head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Columns:
     dtypes.compute_dtype(old)
     fan_in, all_columns, count = _sizes(head, old.shape)
     columns = reader.places(count, all_columns)
-    values = contexts.read_matrix(reader, (fan_in, count))
+    values = coder.read_matrix(reader, (fan_in, count))
     block = Columns(columns, values, head.step, kind.said(kind.view_of(head, old.ndim), old.ndim))
     if not _sent(block).all():
         raise errors.CorruptUpdateError("values: expected integers other than 0 in every sent column, found only 0")
@@ -83,18 +85,23 @@ def _apply(block: Columns, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
     return increments.columns(old, view, block.columns, block.values, block.step)
 
 
-KIND = kind.Kind(
-    number=9,
-    name="columns",
-    block=Columns,
-    stepped=True,
-    sized=True,
-    viewed=True,
-    hold=_hold,
-    check=_check,
-    cost=_cost,
-    head=_head,
-    write=_write,
-    read=_read,
-    apply=_apply,
-)
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
+    return kind.Kind(
+        number=9,
+        name="columns",
+        block=Columns,
+        stepped=True,
+        sized=True,
+        viewed=True,
+        hold=_hold,
+        check=_check,
+        cost=functools.partial(_cost, coder),
+        head=_head,
+        write=functools.partial(_write, coder),
+        read=functools.partial(_read, coder),
+        apply=_apply,
+    )
+
+
+KIND = of(matrices.CODER)

@@ -1,10 +1,12 @@
 """Factors: a product of two thin matrices of integers."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import contexts, costs, dtypes, increments, kind, streams, views
+from updcomp.wire import costs, dtypes, increments, kind, matrices, streams, views
+from updcomp.wire.coder import Coder
 from updcomp.wire.views import View
 
 
@@ -32,12 +34,12 @@ def _check(block: Factors, old: dtypes.Array) -> None:
     kind.expect_rank(rank, min(fan_in, fan_out))
 
 
-def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+def _cost(coder: Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     view = kind.view_of(head, len(spec.shape))
     stack, fan_in, fan_out = views.shape_of(spec.shape, view)
     rank = kind.bounded(head.size, min(fan_in, fan_out))
     return costs.total(
-        *(contexts.matrix_cost(stack * rows, rank, lanes) for rows in (fan_in, fan_out)),
+        *(coder.matrix_cost(stack * rows, rank, lanes) for rows in (fan_in, fan_out)),
         costs.Cost(0, 2 * spec.nbytes * kind.is_copied(view, spec)),
         operations=increments.product_operations(spec, stack, rank),
         working_bytes=20 * stack * (fan_in + fan_out) * rank,
@@ -48,18 +50,18 @@ def _head(block: Factors, old: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0, block.step, block.left.shape[1], kind.view_number(block.view, old.ndim))
 
 
-def _write(block: Factors, _: dtypes.Array, writer: streams.Writer) -> bool:
-    contexts.write_matrix(writer, block.left, block.left.shape)
-    contexts.write_matrix(writer, block.right, block.right.shape)
+def _write(coder: Coder, block: Factors, _: dtypes.Array, writer: streams.Writer) -> bool:
+    coder.write_matrix(writer, block.left, block.left.shape)
+    coder.write_matrix(writer, block.right, block.right.shape)
     return True
 
 
-def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Factors:
+def _read(coder: Coder, head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Factors:
     dtypes.compute_dtype(old)
     view = kind.view_of(head, old.ndim)
     stack, fan_in, fan_out = views.shape_of(old.shape, view)
     rank = kind.bounded(head.size, min(fan_in, fan_out))
-    left, right = (contexts.read_matrix(reader, (stack * rows, rank)) for rows in (fan_in, fan_out))
+    left, right = (coder.read_matrix(reader, (stack * rows, rank)) for rows in (fan_in, fan_out))
     return Factors(left, right, head.step, kind.said(view, old.ndim))
 
 
@@ -72,18 +74,23 @@ def _apply(block: Factors, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
     return increments.product(old, view, left, right, block.step)
 
 
-KIND = kind.Kind(
-    number=7,
-    name="factors",
-    block=Factors,
-    stepped=True,
-    sized=True,
-    viewed=True,
-    hold=_hold,
-    check=_check,
-    cost=_cost,
-    head=_head,
-    write=_write,
-    read=_read,
-    apply=_apply,
-)
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
+    return kind.Kind(
+        number=7,
+        name="factors",
+        block=Factors,
+        stepped=True,
+        sized=True,
+        viewed=True,
+        hold=_hold,
+        check=_check,
+        cost=functools.partial(_cost, coder),
+        head=_head,
+        write=functools.partial(_write, coder),
+        read=functools.partial(_read, coder),
+        apply=_apply,
+    )
+
+
+KIND = of(matrices.CODER)

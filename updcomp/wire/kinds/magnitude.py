@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import dtypes, placed, positions
+from updcomp.wire import dtypes, kind, matrices, placed, positions
+from updcomp.wire.coder import Coder
 
 
 class Magnitude(NamedTuple):
@@ -18,4 +19,11 @@ def _places(old: dtypes.Array, count: int, _: int, __: int) -> dtypes.Array:
     return positions.largest(old, count)
 
 
-KIND = placed.kind_of(Magnitude, number=6, name="magnitude", places=_places, cost=positions.largest_cost)
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
+    return placed.kind_of(
+        Magnitude, number=6, name="magnitude", places=_places, cost=positions.largest_cost, coder=coder
+    )
+
+
+KIND = of(matrices.CODER)

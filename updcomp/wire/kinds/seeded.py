@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import dtypes, placed, positions
+from updcomp.wire import dtypes, kind, matrices, placed, positions
+from updcomp.wire.coder import Coder
 
 
 class Seeded(NamedTuple):
@@ -18,4 +19,9 @@ def _places(old: dtypes.Array, count: int, seed: int, index: int) -> dtypes.Arra
     return positions.seeded(seed, index, old.size, count)
 
 
-KIND = placed.kind_of(Seeded, number=5, name="seeded", places=_places, cost=positions.seeded_cost)
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
+    return placed.kind_of(Seeded, number=5, name="seeded", places=_places, cost=positions.seeded_cost, coder=coder)
+
+
+KIND = of(matrices.CODER)

@@ -1,10 +1,12 @@
 """Sparse: an integer for each of some weights, and where they are."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import costs, dtypes, errors, increments, kind, positions, streams
+from updcomp.wire import costs, dtypes, errors, increments, kind, matrices, positions, streams
+from updcomp.wire.coder import Coder
 
 
 class Sparse(NamedTuple):
@@ -27,11 +29,11 @@ def _check(block: Sparse, old: dtypes.Array) -> None:
     positions.check(block.positions, old.size)
 
 
-def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
+def _cost(coder: Coder, head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     count = kind.bounded(head.size, spec.size)
-    segment = costs.tokens(count, lanes, contexts=1)
     return costs.total(
-        *(segment, segment),
+        coder.values_cost(count, lanes),
+        coder.positions_cost(count, lanes),
         operations=increments.at_operations(spec, count),
         working_bytes=28 * count,
     )
@@ -41,39 +43,44 @@ def _head(block: Sparse, _: dtypes.Array) -> kind.Head:
     return kind.Head(KIND, 0, block.step, int(np.count_nonzero(block.values)))
 
 
-def _write(block: Sparse, _: dtypes.Array, writer: streams.Writer) -> bool:
+def _write(coder: Coder, block: Sparse, old: dtypes.Array, writer: streams.Writer) -> bool:
     """Entries that change nothing are left out."""
     sent = block.values != 0
-    writer.integers(block.values[sent], signed=True)
-    writer.integers(np.diff(block.positions[sent], prepend=-1) - 1, signed=False)
+    coder.write_values(writer, block.values[sent])
+    coder.write_positions(writer, block.positions[sent], old.shape)
     return True
 
 
-def _read(head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Sparse:
+def _read(coder: Coder, head: kind.Head, old: dtypes.Array, reader: streams.Reader) -> Sparse:
     dtypes.compute_dtype(old)
     count = kind.bounded(head.size, old.size)
-    values = reader.integers(count, signed=True, dtype=np.int32)
+    values = coder.read_values(reader, count)
     if not values.all():
         raise errors.CorruptUpdateError("values: expected integers other than 0 at sent positions, found 0")
-    return Sparse(positions.of_gaps(reader.integers(count, signed=False), old.size), values, head.step)
+    return Sparse(coder.read_positions(reader, count, old.shape), values, head.step)
 
 
 def _apply(block: Sparse, old: dtypes.Array, _: int, __: int) -> dtypes.Array:
     return increments.at(old, block.positions, block.values, block.step)
 
 
-KIND = kind.Kind(
-    number=4,
-    name="sparse",
-    block=Sparse,
-    stepped=True,
-    sized=True,
-    viewed=False,
-    hold=_hold,
-    check=_check,
-    cost=_cost,
-    head=_head,
-    write=_write,
-    read=_read,
-    apply=_apply,
-)
+def of(coder: Coder) -> kind.Kind:
+    """The kind, its integers coded in this way."""
+    return kind.Kind(
+        number=4,
+        name="sparse",
+        block=Sparse,
+        stepped=True,
+        sized=True,
+        viewed=False,
+        hold=_hold,
+        check=_check,
+        cost=functools.partial(_cost, coder),
+        head=_head,
+        write=functools.partial(_write, coder),
+        read=functools.partial(_read, coder),
+        apply=_apply,
+    )
+
+
+KIND = of(matrices.CODER)
