@@ -8,6 +8,8 @@ import pytest
 
 import updcomp
 from updcomp import contribution
+from updcomp.__main__ import main
+from updcomp.edge import files
 from updcomp.lossy import low_rank, rates, rounding, sampling
 from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.factors import Factors
@@ -181,3 +183,20 @@ def test_squared_gradients_are_those_of_each_row():
     each = 2 * (batch["x"] @ weights["w"] - batch["y"])[:, None] * batch["x"]
     np.testing.assert_allclose(found["w"], (each**2).mean(axis=0), rtol=1e-5)
     assert found["n"].tolist() == [0, 0]
+
+
+def test_the_command_line_has_all_three_bounds(tmp_path, capsys):
+    old, new = pair()
+    for name, model in (("old", old), ("new", new)):
+        files.write_model(tmp_path / f"{name}.npz", model)
+    base, update = [str(tmp_path / f"{name}.npz") for name in ("old", "new")], tmp_path / "update"
+    for bound in ("--max-error=1e-3", "--max-bytes=2kB", "--step=0.01"):
+        assert main(["diff", *base, "-o", str(update), bound]) == 0
+        found = updcomp.apply(update.read_bytes(), old)["w"]
+        if bound == "--max-error=1e-3":
+            assert rounding.distance(found, new["w"]) <= 1e-3
+        if bound == "--max-bytes=2kB":
+            assert 1980 <= update.stat().st_size <= 2000
+    capsys.readouterr()
+    assert main(["diff", *base, "-o", str(update), "--max-error=nan"]) == 2
+    assert "max_error: expected a positive finite number, found nan" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Changes that are products of thin matrices: their leading singular vectors, and these as integers."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ LEAST_SIDE = 8
 _TINY = 1e-7  # of the largest singular value: those that are rounding errors
 _NOISE = 4.5  # squared singular values of noise stay below so many times their mean
 _FINEST = 2.0**-30  # step, in largest singular values: integers of 16 bits
-_LEVELS = 64  # of the tables below, four to an octave from 2^-8
+_SPREADS = np.arange(-32, 64) / 4  # of the tables below, as logarithms
 
 
 class Spectrum(NamedTuple):
@@ -115,9 +116,10 @@ def best(found: Spectrum, slope: float) -> tuple[int, float]:
 
 def _of_normal(spread: np.ndarray, which: int) -> np.ndarray:
     """Bits (0) or squared error (1) of a normal number of this standard deviation rounded to an integer."""
-    return np.interp(np.log2(np.maximum(spread, 2.0**-8)), _SPREADS, _TABLE[which])
+    return np.interp(np.log2(np.maximum(spread, 2.0**-8)), _SPREADS, _table()[which])
 
 
+@functools.cache
 def _table() -> tuple[np.ndarray, np.ndarray]:
     grid = np.arange(-6, 6, 1 / 512)  # standard deviations
     weights = np.exp(-(grid**2) / 2)
@@ -130,10 +132,6 @@ def _table() -> tuple[np.ndarray, np.ndarray]:
         shares = shares[shares > 0]
         found.append((-(shares * np.log2(shares)).sum(), ((values - integers) ** 2 * weights).sum()))
     return np.array([bits for bits, _ in found]), np.array([error for _, error in found])
-
-
-_SPREADS = np.arange(-32, _LEVELS) / 4
-_TABLE = _table()
 
 
 class Right(NamedTuple):

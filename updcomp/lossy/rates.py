@@ -9,8 +9,6 @@ from updcomp.lossy import low_rank, rounding, sampling, sizes
 from updcomp.wire import dtypes, tokens
 from updcomp.wire.increments import round_step
 
-_SPARSE = 1 / 64
-
 
 class Choice(NamedTuple):
     """A way to send a leaf."""
@@ -98,7 +96,7 @@ def _bits(leaf: sampling.Leaf, integers: np.ndarray, spacing: float) -> float:
     total = float(weights.sum())
     sent = float(weights[symbols > 0].sum())
     together = _entropy(np.bincount(symbols, weights)[None])
-    if sent < _SPARSE * total:
+    if sent < rounding.SPARSE_DENSITY * total:
         values = _entropy(np.bincount(symbols[symbols > 0], weights[symbols > 0], minlength=1)[None])
         return sizes.HEADER_BITS + extra + values + _entropy(np.array([[sent, total - sent]]))
     index = sampling.classes(leaf).reshape(-1).astype(np.int64) * tokens.COUNT + symbols

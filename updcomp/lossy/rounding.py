@@ -15,7 +15,7 @@ from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.sparse import Sparse
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
+SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
 _SLICE = 1 << 18  # weights at a time: temporaries stay small beside the leaf
 _DITHER = 0.04  # of a spacing
 _CLOSE = 1.0  # bits of a weight by which a rough guess of its size may be wrong
@@ -75,7 +75,7 @@ def rounded(old: np.ndarray, new: np.ndarray, spacing: float, step: float | None
             return Exact(new)
         flat[part] = values
     step = round_step(spacing) if step is None else step
-    if (count := np.count_nonzero(flat)) < _SPARSE_DENSITY * flat.size:
+    if (count := np.count_nonzero(flat)) < SPARSE_DENSITY * flat.size:
         places = np.flatnonzero(flat)
         assert len(places) == count
         return Sparse(places, flat[places], step)
