@@ -66,6 +66,18 @@ def ways(zstandard: Any | None) -> dict[str, Way]:
     return found
 
 
+def remembered(way: Way) -> Way:
+    """The same for one pair of models, of which it makes nothing twice."""
+    known: dict[float, Made] = {}
+
+    def code(old: Weights, new: Weights, step: float) -> Made:
+        if step not in known:
+            known[step] = way(old, new, step)
+        return known[step]
+
+    return code
+
+
 def at_equal_accuracy(
     pair: tuple[Weights, Weights], judge: codec_images.Judge, known: Mapping[str, Way]
 ) -> dict[str, Figures]:
