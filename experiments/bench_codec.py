@@ -118,6 +118,7 @@ def _exact(case: codec_cases.Case, peers: dict[str, codec_peers.Peer], repeats: 
 
 def _lossy(case: codec_cases.Case, ways: dict[str, codec_lossy.Way], data_dir: str | None) -> dict[str, Any]:
     pair = (case.models[0], case.models[1])
+    ways = {name: codec_lossy.remembered(way) for name, way in ways.items()}
     if case.name not in _JUDGES:
         return {"at equal relative error": codec_lossy.at_equal_relative_error(pair, ways)}
     right = codec_lossy.at_equal_accuracy(pair, codec_images.judge(_JUDGES[case.name], data_dir), ways)

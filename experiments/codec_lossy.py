@@ -66,6 +66,18 @@ def ways(zstandard: Any | None) -> dict[str, Way]:
     return found
 
 
+def remembered(way: Way) -> Way:
+    """The same for one pair of models, of which it makes nothing twice."""
+    known: dict[float, Made] = {}
+
+    def code(old: Weights, new: Weights, step: float) -> Made:
+        if step not in known:
+            known[step] = way(old, new, step)
+        return known[step]
+
+    return code
+
+
 def at_equal_accuracy(
     pair: tuple[Weights, Weights], judge: codec_images.Judge, known: Mapping[str, Way]
 ) -> dict[str, Figures]:
@@ -115,7 +127,7 @@ def largest_step(pair: tuple[Weights, Weights], way: Way, is_good: Callable[[Wei
 
     >>> old, new = {"w": np.zeros(2)}, {"w": np.array([0.5, 4.0])}
     >>> rounded = lambda old, new, step: Made(0, {"w": np.rint(new["w"] / step) * step})
-    >>> largest_step((old, new), rounded, lambda model: np.abs(model["w"] - new["w"]).max() < 0.2)[0]
+    >>> largest_step((old, new), rounded, lambda model: np.abs(model["w"] - new["w"]).max() < 0.1)[0]
     0.5
     """
     largest = max(float(np.abs(_difference(*pair, name)).max(initial=0)) for name in pair[0])

@@ -71,7 +71,7 @@ class Blocks:
             self._refuse()
         with errors.of_leaf(name):
             new = head.kind.apply(block, old, self._sent.seed, head.leaf)
-        if np.array_equal(dtypes.flat_bits(new), dtypes.flat_bits(old)):
+        if dtypes.same_bits(new, old):
             return
         self._after.add(name, new)
         written = head.kind.write(block, old, self._writer)
