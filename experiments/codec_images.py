@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.images import ShiftConfig, load
@@ -16,7 +15,7 @@ from updcomp import methods, trees
 from updcomp.training import data, models
 from updcomp.training.classification import classification
 from updcomp.training.objectives import make_score
-from updcomp.training.shifts import random_rotation
+from updcomp.training.shifts import random_rotation, shift_dataset
 from updcomp.wire import apply
 
 Weights = dict[str, np.ndarray]
@@ -52,8 +51,7 @@ def _of(name: str, data_dir: str | None) -> tuple[ShiftConfig, models.Model]:
 
 
 def _turned(samples: data.Dataset, key: jax.Array) -> data.Dataset:
-    rotated = random_rotation(key, jnp.asarray(samples.images), low=30.0, high=45.0)
-    return samples._replace(images=np.asarray(rotated))
+    return shift_dataset(samples, random_rotation, key, low=30.0, high=45.0)
 
 
 @functools.cache

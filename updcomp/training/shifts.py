@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,8 @@ from jax.typing import ArrayLike
 from updcomp.training.data import Dataset, to_float
 
 
-class Shift(Protocol):
-    """How the world changes: (key, float32 images in [0, 1], **options) -> images."""
-
-    def __call__(self, key: jax.Array, images: jax.Array, **options: float) -> jax.Array:
-        """The images as the changed world shows them."""
-
-    def __hash__(self) -> int:
-        """What is compiled is kept by it."""
-
+Shift: TypeAlias = Callable[..., jax.Array]
+"""How the world changes: (key, float32 images in [0, 1], **options) -> images; it can be hashed."""
 
 _CHUNK = 1024  # images per compiled call, so that memory does not grow with the dataset
 
