@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 
 from updcomp.training.data import Dataset, to_float
 
-
 Shift: TypeAlias = Callable[..., jax.Array]
 """How the world changes: (key, float32 images in [0, 1], **options) -> images; it can be hashed."""
 
