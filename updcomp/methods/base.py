@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from updcomp import arrays, partition, quantize, trees
 from updcomp.methods import rounding
-from updcomp.methods.forms import Site
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import AUX, KERNEL, STATE, Partition
 from updcomp.training import batches, devices, loop, objectives, optimizers, tasks
 from updcomp.training.loop import Fitted
@@ -146,6 +146,26 @@ class Trained:
         return train_forms(key, task, model, {leaf.name: self for leaf in model.partition.leaves}, name=self.name)
 
 
+def trained(name: str, form: Any, *, bits: int | None, aux: int | None, rate: float) -> Trained:
+    """A method whose numbers are rounded to so many bits, or travel as published: in float32, aux leaves too.
+
+    Args:
+      name: of the training.
+      form: of every kernel.
+      bits: from 2 to 16, or None.
+      aux: bits of the aux leaves' deltas; None leaves them as deployed.
+      rate: multiplies the task's learning rate.
+
+    Returns:
+      A method.
+
+    Raises:
+      Error: as `check_options`.
+    """
+    check_options(bits=16 if bits is None else bits, aux=aux, rate=rate)
+    return Trained(name, form, aux and rounding.RAW if bits is None else aux, rate)
+
+
 def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Trained], *, name: str) -> Packet:
     """One training of all leaves that have a method, each in its method's form.
 
@@ -173,22 +193,31 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
     masks = {leaf: True if start.mask is None else start.mask for leaf, start in starts.items()}
     has_masks = any(start.mask is not None for start in starts.values())
     rebuilds = {leaf: form.rebuild for leaf, form in forms.items()}
+    owners = _owners(starts)
+    trainable = {leaf: starts[leaf].trainable for leaf in dict.fromkeys(owners.values())} | aux
+    ties = tuple((leaf, owner) for leaf, owner in owners.items() if leaf != owner)
     fitted = loop.fit(
         key,
         task,
-        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else unwrapped),
-        {leaf: start.trainable for leaf, start in starts.items()} | aux,
+        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else unwrapped, ties=ties),
+        trainable,
         Frozen(model.variables, {leaf: start.fixed for leaf, start in starts.items()}),
         moved=begin.of_role(STATE),
-        rates={leaf: rules[leaf].rate for leaf in (*starts, *aux)},
-        masks=masks | dict.fromkeys(aux, True) if has_masks else None,
+        rates={leaf: rules[leaf].rate for leaf in trainable},
+        masks={leaf: masks.get(leaf, True) for leaf in trainable} if has_masks else None,
     )
     makers = {
-        leaf: functools.partial(form.block, fitted.trainable[leaf], starts[leaf], sites[leaf])
+        leaf: functools.partial(form.block, fitted.trainable[owners[leaf]], starts[leaf], sites[leaf])
         for leaf, form in forms.items()
     }
     seed = next((site.seed for site in sites.values()), 0)
     return packet_of(model, makers | aux_blocks(model, fitted, bits), seed)
+
+
+def _owners(starts: Mapping[str, Parametrised]) -> dict[str, str]:
+    """For each kernel the one whose trained values it has: the first of its tie."""
+    first: dict[Hashable, str] = {}
+    return {leaf: leaf if start.tie is None else first.setdefault(start.tie, leaf) for leaf, start in starts.items()}
 
 
 def packet_of(model: Model, makers: Mapping[str, Callable[[], Block]], seed: int = 0) -> Packet:
@@ -211,7 +240,7 @@ def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[
     seed = int(jax.random.randint(jax.random.fold_in(key, _SEED), (), 0, _SEEDS)) if seeded else 0
     kernels = model.of_role(KERNEL)
     weights = kernels if begin is model else begin.of_role(KERNEL)
-    site_key = jax.random.fold_in(key, _SITES)
+    site_key, places = jax.random.fold_in(key, _SITES), {name: place for place, name in enumerate(kernels)}
     return {
         leaf.name: Site(
             leaf=leaf,
@@ -221,6 +250,7 @@ def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[
             weights=weights[leaf.name],
             seed=seed,
             key=jax.random.fold_in(site_key, number),
+            place=places[leaf.name],
         )
         for number, leaf in enumerate(model.partition.leaves)
         if leaf.name in kernels

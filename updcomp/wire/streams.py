@@ -45,6 +45,7 @@ class Writer:
         self._raw: list[bytes] = []
         self._coded = rans.Encoder()
         self._extra = bits.Writer()
+        self.vector: dtypes.Array | None = None  # of the last mapped block, which the next may share
 
     def raw(self, leaf: dtypes.Array) -> None:
         """The bytes of a held array."""
@@ -170,6 +171,7 @@ class Reader:
         self._raw = raw
         self._coded = rans.Decoder(coded, lanes, short=short)
         self._extra = bits.Reader(extra)
+        self.vector: dtypes.Array | None = None  # as in `Writer`
 
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dtypes.Array:
         """An array of this shape and dtype; a copy."""
