@@ -36,6 +36,7 @@ BASES = {
     "viewed": samples.viewed_model,
     "exact": samples.exact_model,
     "changing": samples.model,
+    "mapped": samples.mapped_model,
 }
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 

@@ -40,12 +40,13 @@ class Segment(NamedTuple):
 class Writer:
     """Takes an update's payload, one segment after another."""
 
+    vector: dtypes.Array | None = None  # of the last mapped block, which the next may share
+
     def __init__(self) -> None:
         """An empty payload."""
         self._raw: list[bytes] = []
         self._coded = rans.Encoder()
         self._extra = bits.Writer()
-        self.vector: dtypes.Array | None = None  # of the last mapped block, which the next may share
 
     def raw(self, leaf: dtypes.Array) -> None:
         """The bytes of a held array."""
@@ -158,6 +159,8 @@ class Writer:
 class Reader:
     """Reads what `Writer` wrote, in the same order; raises CorruptUpdateError where that ends too early."""
 
+    vector: dtypes.Array | None = None  # as in `Writer`
+
     def __init__(
         self,
         raw: bytes | memoryview,
@@ -171,7 +174,6 @@ class Reader:
         self._raw = raw
         self._coded = rans.Decoder(coded, lanes, short=short)
         self._extra = bits.Reader(extra)
-        self.vector: dtypes.Array | None = None  # as in `Writer`
 
     def raw(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dtypes.Array:
         """An array of this shape and dtype; a copy."""

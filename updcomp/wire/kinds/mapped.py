@@ -1,5 +1,6 @@
 """Mapped: a short vector of integers, of which a map makes the change of the whole leaf; leaves may share it."""
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from updcomp.wire.views import View
 WIDEST = 32  # bits of a plain value
 _PLAIN = 1 << 8  # in a header's size, beside the map's number, the rank and the count
 _LENGTH = 9
+_MOST = 4  # values for each weight, of a leaf of at least
+_FEW = 1 << 16
 _MODE_BITS = 1
 _WIDTH_BITS = 5
 _PER_DRAWN = 24
@@ -51,7 +54,8 @@ def _check(block: Mapped, old: dtypes.Array) -> None:
     if not (1 <= rank <= _LARGEST_RANK and rank & (rank - 1) == 0 and (found.is_ranked or rank == 1)):
         expected = f"a power of two up to {_LARGEST_RANK}" if found.is_ranked else "1"
         raise errors.LeafError(f"rank: expected {expected}, found {rank}")
-    _check_fit(found, sizes_of(old.shape, views.resolve(block.view, old.ndim), len(block.values), rank))
+    if misfit := _misfit(found, sizes_of(old.shape, views.resolve(block.view, old.ndim), len(block.values), rank)):
+        raise errors.LeafError(misfit)
     if not 0 <= block.width <= WIDEST:
         raise errors.LeafError(f"width: expected 0 to {WIDEST} bits, found {block.width}")
     if block.width and len(rest := block.values[found.has_offset :]):
@@ -60,28 +64,30 @@ def _check(block: Mapped, old: dtypes.Array) -> None:
             raise errors.LeafError(f"width: expected values that fit {block.width} bits, found larger ones")
 
 
-def _check_fit(found: Map, z: Sizes) -> None:
-    if not z.size or not found.inner_rank(z):
-        matrices = f"{z.stack} of {z.fan_in} times {z.fan_out}"
-        raise errors.LeafError(
-            f"values: expected a number of them that {found.name!r} takes of rank {z.rank} for matrices, {matrices}, "
-            f"found {z.length}"
-        )
+def _misfit(found: Map, z: Sizes) -> str:
+    """What is wrong with a vector of this length; nothing if it fits."""
+    if z.size and found.inner_rank(z):
+        return ""
+    return (
+        f"values: expected as many as {found.name!r} takes for matrices {z.fan_in} x {z.fan_out}, {z.stack} of them, "
+        f"and a rank of {z.rank}, found {z.length}"
+    )
 
 
 def _said(head: kind.Head, shape: tuple[int, ...]) -> tuple[Map, Sizes, bool]:
     """The map, what it goes by, and whether values are plain, as a header has it; 0 values of an empty leaf fit."""
-    assert head.size is not None, "a sized block is read with its size known"
-    number, exponent, length = head.size & 15, head.size >> 4 & 15, head.size >> _LENGTH
+    size = math.prod(shape)
+    length = kind.bounded(head.size, (_MOST * max(size, _FEW) + 2 << _LENGTH) - 1) >> _LENGTH
+    number, exponent = (head.size or 0) & 15, (head.size or 0) >> 4 & 15
     if number not in maps.BY_NUMBER or 1 << exponent > _LARGEST_RANK:
-        raise errors.CorruptUpdateError(f"map: expected 0 to {max(maps.BY_NUMBER)} and a rank, found {head.size & 255}")
+        raise errors.CorruptUpdateError(f"map: expected 0 to {max(maps.BY_NUMBER)} and a rank, found {number}")
     found = maps.BY_NUMBER[number]
     z = sizes_of(shape, kind.view_of(head, len(shape)), length, 1 << exponent)
-    if z.size or length:
-        _check_fit(found, z)
+    if (z.size or length) and (misfit := _misfit(found, z)):
+        raise errors.CorruptUpdateError(misfit)
     if exponent and not found.is_ranked:
         raise errors.CorruptUpdateError(f"rank: expected none for {found.name!r}, found {z.rank}")
-    return found, z, bool(head.size & _PLAIN)
+    return found, z, bool((head.size or 0) & _PLAIN)
 
 
 def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
