@@ -20,6 +20,7 @@ from updcomp.wire.increments import round_step
 _NORMAL_STEP = {2: 1.224, 3: 0.651, 4: 0.352, 5: 0.191, 6: 0.104, 7: 0.0567, 8: 0.0308}
 _NO_LIMIT = 1e38
 _SMALLEST_STEP = 1e-15
+_SMALLEST_RANGE = 1e-10  # the product of two such steps can travel
 
 
 class Grid(NamedTuple):
@@ -146,7 +147,7 @@ def to_exact_integers(x: np.ndarray | jax.Array, bits: int) -> tuple[np.ndarray,
     (array([ 16384,  -8192], dtype=int32), 3.0517578125e-05)
     """
     values = arrays.to_host(x).astype(np.float64).reshape(-1)
-    largest = max(float(np.abs(values).max(initial=0)), _SMALLEST_STEP)
+    largest = max(float(np.abs(values).max(initial=0)), _SMALLEST_RANGE)
     step = 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1)))
     return np.rint(values / step).astype(np.int32), step
 

@@ -66,15 +66,15 @@ class MappedVector:
     def parametrise(self, site: Site) -> Parametrised:
         """A vector whose map is zero, and what the device derives for it."""
         sizes, held = self._sizes(site), dtypes.hold(arrays.to_host(site.held))
-        found = MAPS[self.recipe.map]
-        if not found.inner_rank(sizes):
-            advice = "give fewer, or leave it out by a rule"
-            raise LeafError(f"leaf {site.leaf.name!r}: it has too few weights for a vector of {sizes.length}; {advice}")
+        chosen = MAPS[self.recipe.map]
+        if not chosen.inner_rank(sizes):
+            found = f"found {sizes.length} for shape {site.old.shape}"
+            raise LeafError(f"values: expected fewer, {found}; give a smaller size, or leave the kernel out by a rule")
         there = mapping.Site(held, site.leaf.view, site.seed, site.number, sizes)
         unit = np.float32(increments.round_step(1 / self.recipe.reach(sizes)))
-        fixed = _Fixed(quantize.grid(self.bits) if self.bits else None, _to_jax(found.constants(there)), unit)
+        fixed = _Fixed(quantize.grid(self.bits) if self.bits else None, _to_jax(chosen.constants(there)), unit)
         tie = None if self.share == 1 else (self, self.share and site.place // self.share)
-        return Parametrised(self._start(site, found.left_length(sizes), sizes.length), fixed, tie=tie)
+        return Parametrised(self._start(site, chosen.left_length(sizes), sizes.length), fixed, tie=tie)
 
     def block(self, trained: Parts, parametrised: Parametrised, site: Site) -> wire.Mapped:
         """The integers of the vector."""
@@ -97,9 +97,9 @@ class MappedVector:
             return (rest,)
         if self.recipe.left == ONES:
             return jnp.asarray(np.ones(left, np.float32)), rest
-        # NumPy compiles nothing.
-        random = np.random.default_rng(np.asarray(jax.random.key_data(site.key)).tolist())
-        return jnp.asarray(random.normal(size=left).astype(np.float32)), rest
+        random = np.random.default_rng(np.asarray(jax.random.key_data(site.key)).tolist())  # compiles nothing
+        first = random.normal(size=left)
+        return jnp.asarray((first / np.sqrt(np.mean(first**2))).astype(np.float32)), rest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 
 from updcomp import arrays, trees
-from updcomp.methods import base
+from updcomp.methods import base, choosing
 from updcomp.partition import KERNEL, STATE
 from updcomp.training import loop
 from updcomp.training.plans import Frozen, as_trained
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire import container, views
-from updcomp.wire.errors import Error
+from updcomp.wire.errors import BudgetError, Error
 from updcomp.wire.packet import Packet
 
 SOURCES = ("gradient", "training")
@@ -65,14 +65,14 @@ class Allocated:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update of the kernels that have a rank, and of all aux leaves."""
-        model = base.model_of(deployed, task)
+        model = choosing.model_of(deployed, task)
         kernels = _kernels(key, task, model, self.wanted.source)
         if self.wanted.energy is not None:
             found = {name: rank_of_energy(kernel.energies, self.wanted.energy) for name, kernel in kernels.items()}
             return self._train(key, task, model, found)
         return self._within(key, deployed, task, model, kernels)
 
-    def _train(self, key: jax.Array, task: Task, model: base.Model, found: dict[str, int]) -> Packet:
+    def _train(self, key: jax.Array, task: Task, model: choosing.Model, found: dict[str, int]) -> Packet:
         form = self.method.form
         methods = {
             leaf.name: dataclasses.replace(self.method, form=dataclasses.replace(form, rank=found.get(leaf.name, 1)))
@@ -82,7 +82,7 @@ class Allocated:
         return base.train_forms(key, task, model, methods, name=self.method.name)
 
     def _within(
-        self, key: jax.Array, deployed: PyTree, task: Task, model: base.Model, kernels: dict[str, Kernel]
+        self, key: jax.Array, deployed: PyTree, task: Task, model: choosing.Model, kernels: dict[str, Kernel]
     ) -> Packet:
         """The largest update within the budget that a few trainings find; each one tells what an entry takes."""
         most, held = self.wanted.max_bytes or 0, trees.to_model(deployed)
@@ -103,7 +103,7 @@ class Allocated:
             beside = min(beside, size / 2)
             per_entry = max((size - beside) / entries, 1e-3)
         if best is None:
-            raise Error(f"max_bytes: expected at least {smallest} for this model with these bits, found {most}")
+            raise BudgetError(f"max_bytes: expected at least {smallest} for this model with these bits, found {most}")
         return best[1]
 
 
@@ -150,21 +150,16 @@ def _entries(found: dict[str, int], kernels: dict[str, Kernel]) -> int:
     return sum(rank * kernels[name].entries for name, rank in found.items())
 
 
-def _kernels(key: jax.Array, task: Task, model: base.Model, source: str) -> dict[str, Kernel]:
+def _kernels(key: jax.Array, task: Task, model: choosing.Model, source: str) -> dict[str, Kernel]:
     """The spectrum of what training in full changes first, or in the end."""
-    chosen = base.choose(model, dict.fromkeys(leaf.name for leaf in model.partition.leaves))
+    chosen = choosing.choose(model, dict.fromkeys(leaf.name for leaf in model.partition.leaves))
     old = chosen.of_role(KERNEL)
     if source == "gradient":
         rate = _SMALL_STEP * task.learning_rate
         task = task._replace(optimizer=optax.sgd, learning_rate=rate, epochs=1, checkpoints=None, callback=None)
-    fitted = loop.fit(
-        key,
-        task,
-        base.plan_of("ranks", chosen.partition, dict.fromkeys(old, as_trained)),
-        old,
-        Frozen(model.variables, {}),
-        moved=chosen.of_role(STATE),
-    )
+    plan = base.plan_of("ranks", chosen.partition, dict.fromkeys(old, as_trained))
+    with choosing.blaming(chosen):
+        fitted = loop.fit(key, task, plan, old, Frozen(model.variables, {}), moved=chosen.of_role(STATE))
     found = {}
     for leaf in chosen.partition.of_role(KERNEL):
         change = views.split(fitted.last[leaf.name] - old[leaf.name], leaf.view)
