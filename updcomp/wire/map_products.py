@@ -120,8 +120,9 @@ def _waves_constants(site: Site) -> tuple[dtypes.Array, ...]:
     places = positions.seeded(site.seed, site.leaf_index, z.fan_in * z.fan_out, z.length // z.stack)
     sides = []
     for rows, frequencies in zip((z.fan_in, z.fan_out), np.divmod(places, z.fan_out), strict=True):
-        turns = np.arange(rows)[:, None] * frequencies % rows
-        sides.append(np.stack([rotations.cosines(turns, rows), rotations.sines(turns, rows)], axis=1))
+        turns, all_turns = np.arange(rows)[:, None] * frequencies % rows, np.arange(rows)
+        tables = rotations.cosines(all_turns, rows), rotations.sines(all_turns, rows)
+        sides.append(np.stack([table[turns] for table in tables], axis=1))
     left = sides[0].reshape(1, z.fan_in, -1)
     sides[1][:, 1] *= -1  # cos(x + y) = cos x cos y - sin x sin y
     return np.ascontiguousarray(np.broadcast_to(left, (z.stack, *left.shape[1:]))), sides[1][None]
@@ -236,7 +237,7 @@ WAVES = Map(
     5,
     "waves",
     inner_rank=_waves_rank,
-    work=lambda z: Work(z.size + z.rows * _waves_rank(z), 0, _waves_rank(z)),
+    work=lambda z: Work(0, 0, _waves_rank(z), passing=z.size + z.rows * _waves_rank(z)),
     constants=_waves_constants,
     expand=_waves,
 )

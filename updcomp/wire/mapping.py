@@ -49,10 +49,11 @@ class Site(NamedTuple):
 class Work(NamedTuple):
     """What `constants` and `expand` take."""
 
-    drawn: int  # numbers that are derived from hashes or cosines
+    drawn: int  # numbers that are derived and held
     products: int  # of matrix products before the last one
     rank: int  # of the last product; 0: the change is flat
     basis_rank: int = 0  # of `basis.of`; 0: none is derived
+    passing: int = 0  # numbers that are derived and not held beside the last product
 
 
 def nothing(_: Site) -> tuple[dtypes.Array, ...]:

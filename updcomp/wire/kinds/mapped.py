@@ -103,7 +103,7 @@ def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
         last, working = increments.product_operations(spec, z.stack, work.rank), 32 * z.rows * work.rank
     else:
         last, working = increments.everywhere_operations(spec), 40 * max(z.size, z.length)
-    own = _PER_DRAWN * (work.drawn + z.length) + costs.products(work.products)
+    own = _PER_DRAWN * (work.drawn + work.passing + z.length) + costs.products(work.products)
     return costs.total(*parts, operations=last + own, working_bytes=working + 40 * (work.drawn + z.length))
 
 
