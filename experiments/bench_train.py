@@ -15,7 +15,7 @@ import optax
 
 from experiments.results import write_figures
 from updcomp import contribution, quantize
-from updcomp.methods import base, rounding
+from updcomp.methods import base, choosing, rounding
 from updcomp.partition import KERNEL, STATE
 from updcomp.training import Objective, Task, classification, models
 from updcomp.training.data import Dataset
@@ -140,7 +140,7 @@ def _ours(config: Config, objective: Objective, variables: Any, data: Any, *, al
         epochs=config.epochs,
         batch_size=config.batch_size,
     )
-    model = base.model_of(variables, task)
+    model = choosing.model_of(variables, task)
     kernels = model.of_role(KERNEL)
     chosen = {name: jax.random.bernoulli(jax.random.key(1), 0.01, leaf.shape) for name, leaf in kernels.items()}
     masks = {name: chosen.get(name, jnp.array(True)) for name in model.trained()}

@@ -14,7 +14,7 @@ import numpy as np
 from experiments import collectives, resident
 from experiments.scale_models import SIZES, WAYS, Scene, Way, hashed, scene_of, task_of, uniform
 from updcomp import api, arrays, quantize, selection, trees
-from updcomp.methods import base, rounding
+from updcomp.methods import base, choosing, rounding
 from updcomp.methods.rounding import Rounding
 from updcomp.training import Task, batches, loop, steps
 from updcomp.training.compilation import measured
@@ -132,7 +132,7 @@ def _train(scene: Scene, mask: Named, way: Way) -> dict[str, Any] | None:
 
 def _begun(scene: Scene, mask: Named, way: Way, task: Task) -> Training:
     """The last training of `methods.partial`: masked, rounded straight-through."""
-    model = base.model_of(scene.deployed, task)
+    model = choosing.model_of(scene.deployed, task)
     depth = len(scene.deployed["blocks"])
     first = depth - max(1, int(way.share * depth))
     chosen = [

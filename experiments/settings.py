@@ -25,8 +25,19 @@ DEFAULTS: Table = {
     "subspace": [{"rank": rank, "bits": 2} for rank in (8, 16, 24, 32, 48)],
     "random_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03)],
     "magnitude_mask": [{"ratio": ratio, "bits": 2, "aux": 4} for ratio in (0.003, 0.01, 0.03)],
+    "random_low_rank": [{"rank": rank, "bits": 2, "aux": 4} for rank in (1, 2, 4, 8)],
+    "subsample": [{"ratio": ratio, "bits": 4, "aux": 4} for ratio in (0.03, 0.1, 0.3)],
+    "stochastic_quantize": [{"bits": bits, "rotated": rotated} for bits in (1, 2, 4) for rotated in (False, True)],
+    "truncated_svd": [{"rank": rank, "bits": 4, "aux": 4} for rank in (2, 8, 32)],
+    "vera": [{"rank": rank, "bits": 4, "aux": 4} for rank in (16, 64, 256)],
+    "uni_lora": [{"size": size} for size in (256, 1024, 4096)],
+    "tiny_lora": [{"size": size, "rank": 16, "share": 1} for size in (16, 64, 256)],
+    "nola": [{"size": size} for size in (64, 256, 1024)],
+    "pranc": [{"size": size} for size in (256, 1024, 4096)],
+    "fourier": [{"size": size} for size in (100, 300, 800)],
 }
-OPTIONAL = frozenset({"magnitude_mask"})  # compared only where --methods names it
+USUAL = ("full", "partial", "low_rank", "subspace", "random_mask")  # compared if no flag says what to compare
+OPTIONAL = frozenset(DEFAULTS) - {*USUAL}  # compared only where --methods names them
 REFERENCE: Key = ("full", {"bits": None})  # every other update is measured against it
 EXAMPLE = "--settings=low_rank:rank=1,2:bits=4"
 
@@ -40,7 +51,7 @@ class ComparisonConfig(Settings):
     methods: tuple[str, ...] = setting(
         (),
         f"compare these at their usual settings: some of {', '.join(DEFAULTS)}; if no flag says what to compare, "
-        f"all but {', '.join(OPTIONAL)}",
+        f"{', '.join(USUAL)}",
         later=anything,
     )
     settings: tuple[str, ...] = setting(

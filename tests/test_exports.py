@@ -35,6 +35,16 @@ METHODS = {
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
     "fit_budget": {"update_bytes": 10_000, "families": ("full",)},
+    "random_low_rank": {"rank": 2},
+    "subsample": {"ratio": 0.3},
+    "stochastic_quantize": {"bits": 2},
+    "truncated_svd": {"rank": 2},
+    "vera": {"rank": 2},
+    "uni_lora": {"size": 8},
+    "tiny_lora": {"size": 4},
+    "nola": {"size": 8},
+    "pranc": {"size": 8},
+    "fourier": {"size": 4},
 }
 MODULES = [
     importlib.import_module(info.name)

@@ -14,9 +14,12 @@ from updcomp.quantize import Grid
 from updcomp.wire import views
 from updcomp.wire.errors import Error
 from updcomp.wire.kinds import factors as wire
+from updcomp.wire.kinds import mapped
 from updcomp.wire.views import View
 
+SIDES = ("left", "right")
 _BUCKET = 4
+_PLAIN_BITS = 20  # of entries that take 32: the product of integers must be exact
 
 
 class Factors(NamedTuple):
@@ -57,11 +60,12 @@ def init(
     *,
     view: View | None = None,
     columns: int | None = None,
+    zero: str | None = None,
 ) -> Factors:
     """Factors whose product is zero, so that training starts from the deployed kernel.
 
-    One factor is zero and the other normal with variance 1 / (its number of rows): V starts at zero up to rank 2, U
-    above, which is what trains better.
+    One factor is zero and the other normal with variance 1 / (its number of rows): by default V starts at zero up to
+    rank 2, U above, which is what trains better.
 
     Args:
       key: PRNG key.
@@ -69,6 +73,7 @@ def init(
       rank: number of columns that train, at least 1 and at most min(fan_in, fan_out).
       view: which axes of the kernel are fan-in and fan-out; default: the last one is fan-out.
       columns: of each factor; those from the rank on are zero; default: the rank.
+      zero: the factor that is zero, one of `SIDES`; default: by the rank.
 
     Returns:
       float32 `Factors`.
@@ -92,8 +97,8 @@ def init(
     normal = jax.random.normal(key, (stack, max(fan_in, fan_out), columns))
     left, right = (normal[:, :rows] / rows**0.5 for rows in (fan_in, fan_out))
     counts = (jnp.arange(columns) < rank)[None, None]
-    few = jnp.asarray(rank) <= 2
-    return Factors(jnp.where(counts & few, left, 0), jnp.where(counts & ~few, right, 0))
+    is_right_zero = jnp.asarray(rank) <= 2 if zero is None else jnp.asarray(zero == "right")
+    return Factors(jnp.where(counts & is_right_zero, left, 0), jnp.where(counts & ~is_right_zero, right, 0))
 
 
 def product(factors: Factors, shape: tuple[int, ...], *, view: View | None = None) -> jax.Array:
@@ -171,6 +176,25 @@ def to_block(factors: Factors, bits: int | Grid, *, view: View | None = None, ra
     rounded, step = _rounded(factors, quantize.grid(bits), np.int32(columns))
     left, right = (arrays.to_host(factor)[..., :columns].astype(np.int32).reshape(-1, columns) for factor in rounded)
     return wire.Factors(left, right, float(step), view)
+
+
+def to_plain_block(factors: Factors, *, view: View | None = None, rank: int | None = None) -> mapped.Mapped:
+    """The block of factors in float32, for comparison: every entry takes 32 bits as it is.
+
+    The device multiplies integers, so each entry is one of 20 bits, which is all that matters of a float32.
+
+    Args:
+      factors: any.
+      view: of the kernel; default: the last axis is fan-out.
+      rank: how many of the columns count and travel; default: all.
+
+    Returns:
+      A block of the map `factors`.
+    """
+    columns = factors.left.shape[-1] if rank is None else rank
+    left, right = (arrays.to_host(factor)[..., :columns] for factor in factors)
+    (u, first), (v, second) = (quantize.to_exact_integers(part, _PLAIN_BITS) for part in (left, right))
+    return mapped.Mapped("factors", np.concatenate([u, v]), first * second, width=mapped.WIDEST, view=view)
 
 
 def truncated_svd(delta: jax.Array, rank: int, *, view: View | None = None) -> Factors:

@@ -4,6 +4,7 @@ A value x becomes q = clip(round(x / step), -L, L) with L = 2^(bits - 1) - 1, an
 rounded to 8 significant bits wherever they are used, so that the trainer sees a step that can travel.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from updcomp.wire.increments import round_step
 _NORMAL_STEP = {2: 1.224, 3: 0.651, 4: 0.352, 5: 0.191, 6: 0.104, 7: 0.0567, 8: 0.0308}
 _NO_LIMIT = 1e38
 _SMALLEST_STEP = 1e-15
+_SMALLEST_RANGE = 1e-10  # the product of two such steps can travel
 
 
 class Grid(NamedTuple):
@@ -129,6 +131,25 @@ def to_integers(
     found = round_step(float(least_squares_step(arrays.to_host(x), bits) if step is None else step))
     rounded = _compiled_levels(jnp.asarray(x, jnp.float32), jnp.float32(found), grid(bits))
     return arrays.to_host(rounded).astype(np.int32), found
+
+
+def to_exact_integers(x: np.ndarray | jax.Array, bits: int) -> tuple[np.ndarray, float]:
+    """Integers of at most so many bits in place of floats that are not to be rounded, and their step, a power of two.
+
+    Args:
+      x: floating array of any shape.
+      bits: 32 at most; as many as the device's exact sums allow.
+
+    Returns:
+      int32 (n,), and the step.
+
+    >>> to_exact_integers(np.array([0.5, -0.25]), 16)
+    (array([ 16384,  -8192], dtype=int32), 3.0517578125e-05)
+    """
+    values = arrays.to_host(x).astype(np.float64).reshape(-1)
+    largest = max(float(np.abs(values).max(initial=0)), _SMALLEST_RANGE)
+    step = 2.0 ** math.ceil(math.log2(largest / (2 ** (bits - 1) - 1)))
+    return np.rint(values / step).astype(np.int32), step
 
 
 def least_squares_step(x: np.ndarray, bits: int | Grid) -> float:

@@ -28,6 +28,7 @@ def main() -> None:
             None,
         ),
         "exact": (samples.exact_model(), samples.exact_packets(), None),
+        "mapped": (samples.mapped_model(), samples.mapped_packets(), None),
         "changing": (samples.model(), {"leaves": samples.restructured()}, None),
         "fitted": (samples.fitted_model(), {"fitted": samples.fitted_packet()}, None),
     }

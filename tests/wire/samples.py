@@ -12,12 +12,14 @@ from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.factors import Factors
 from updcomp.wire.kinds.half import Half
 from updcomp.wire.kinds.magnitude import Magnitude
+from updcomp.wire.kinds.mapped import Mapped
 from updcomp.wire.kinds.raw import Raw
 from updcomp.wire.kinds.seeded import Seeded
 from updcomp.wire.kinds.sparse import Sparse
 from updcomp.wire.structure import Structure
 
 STEP = round_step(0.01)
+FINE = round_step(1e-9)  # of integers of 28 fractional bits
 
 # Of a model file before and after: a text changes, one goes, one stays; characters of every way of escaping.
 METADATA = ({"a": "1", "gone": "x", "z": "stays"}, {"a": 'é "\\/\n\x01\x7f 😀', "z": "stays"})
@@ -120,6 +122,12 @@ def packets() -> dict[str, packet.Packet]:
         "coefficients": {
             "dense/kernel": Coefficients(integers((5, 5), 48), 5, STEP),
             "double": Coefficients(integers((4, 3), 50), 4, STEP),
+        },
+        "mapped": {
+            "conv": Mapped("grouped", integers((6,), 58), STEP, rank=2),
+            "dense/kernel": Mapped("grouped", integers((6,), 58), STEP, rank=2),
+            "double": Mapped("waves", integers((5,), 60), FINE),
+            "scale": Mapped("levels", integers((7,), 62), STEP, width=6),
         },
     }
     together = {name: block for blocks in kinds.values() for name, block in blocks.items()}
@@ -294,6 +302,56 @@ def fitted_packet() -> packet.Packet:
     )
 
 
+MAPS: dict[str, list[tuple[int, int, float]]] = {  # (length, rank, step) for a leaf (6, 4)
+    "factors": [(20, 1, STEP)],
+    "half": [(8, 1, STEP)],
+    "scaled": [(4 + 3, 1, STEP)],
+    "mixed": [(6, 2, STEP)],
+    "grouped": [(6, 4, STEP)],
+    "waves": [(5, 1, FINE)],
+    "tied": [(3, 2, FINE)],
+    "coefficients": [(4, 1, FINE), (20, 1, FINE)],
+    "places": [(9, 1, STEP)],
+    "levels": [(25, 1, STEP)],
+    "rotated": [(33, 1, STEP)],
+    "spread": [(7, 1, STEP)],
+}
+
+
+def mapped_model() -> dict[str, np.ndarray]:
+    """A kernel for every map, some of them stacked, and one that is rotated in two blocks."""
+    base = {}
+    for stream, name in enumerate(MAPS):
+        base[name] = floats((6, 4), 700 + stream).astype(np.float32)
+        base[f"{name}/stack"] = floats((4, 2, 6), 720 + stream).astype(np.float16)
+    return base | {"long": floats((5, 900), 740).astype(np.float32)}
+
+
+def mapped_packets() -> dict[str, packet.Packet]:
+    """Every map, coded and plain, of one matrix and of two whose axes lie otherwise; leaves that share a vector."""
+    coded, stacked = {}, {}
+    for stream, (name, cases) in enumerate(MAPS.items()):
+        length, rank, step = cases[-1]
+        coded[name] = Mapped(name, integers((length,), 750 + 2 * stream), step, rank)
+        length, rank, step = cases[0]
+        twice = length if name in ("mixed", "grouped", "tied", "places", "spread") else 2 * length
+        twice = {"levels": 49, "rotated": 65}.get(name, twice)
+        values = integers((twice,), 780 + 2 * stream) | 1
+        stacked[f"{name}/stack"] = Mapped(name, values, step, rank, 8, views.of_words("out stack in"))
+    coded["long"] = Mapped("spread", integers((40,), 810), STEP)
+    shared = integers((8,), 812)
+    tied: dict[str, Block] = {
+        name: Mapped(name, shared, step, 2) for name, step in (("grouped", STEP), ("mixed", STEP), ("tied", FINE))
+    }
+    tied["places"] = Mapped("places", shared, STEP, width=32)
+    tied["spread"] = Mapped("spread", integers((3,), 814), STEP)
+    return {
+        "maps": packet.Packet(coded, seed=9),
+        "stacked maps": packet.Packet(stacked, seed=3),
+        "shared maps": packet.Packet(tied, seed=4),
+    }
+
+
 def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
     """Each model with its packets."""
     return [
@@ -302,4 +360,5 @@ def suites() -> list[tuple[dict[str, np.ndarray], list[packet.Packet]]]:
         (exact_model(), list(exact_packets().values())),
         (model(), [restructured()]),
         (fitted_model(), [fitted_packet()]),
+        (mapped_model(), list(mapped_packets().values())),
     ]

@@ -37,6 +37,7 @@ BASES = {
     "exact": samples.exact_model,
     "changing": samples.model,
     "fitted": samples.fitted_model,
+    "mapped": samples.mapped_model,
 }
 VIEWED_BASE = files.read_model(FOLDER / "views.safetensors").model
 

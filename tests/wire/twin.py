@@ -15,6 +15,7 @@ import numpy as np
 
 from tests.wire.twin_basis import basis, hashes, matrices, prior, transpose
 from tests.wire.twin_exact import exact, few
+from tests.wire.twin_maps import change
 from tests.wire.twin_matrices import fitted, row_by_row, sequential
 
 EXPONENT = {"float16": (10, 5), "bfloat16": (7, 8), "float32": (23, 8), "float64": (52, 11)}
@@ -197,8 +198,8 @@ def metadata(update, old):
         at += 1
         if gap == 15:
             at = varint(update, at)[1]
-        at += 2 * (3 <= kind <= 9)
-        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9)):
+        at += 2 * (3 <= kind <= 9 or kind == 11)
+        for present in (kind >= 4, flags & 1 and kind in (3, 7, 8, 9, 11)):
             at = varint(update, at)[1] if present else at
     assert flags & 2
     digest, (size, start) = update[at : at + 8], varint(update, at + 8)
@@ -308,6 +309,25 @@ def read_viewed(kind, step, number, view, leaf, index, seed, sections):
     return increment(leaf, places, products(inner, rows, stack), step * 2.0**-28)
 
 
+def read_mapped(step, number, view, leaf, index, seed, sections):
+    """The new leaf of a mapped block."""
+    stack, fan_in, fan_out, places = matrices(leaf.shape, view)
+    code, rank, is_plain, length = number % 16, 2 ** (number // 16 % 16), number // 256 % 2, number // 512
+    if not sections.symbol(1):
+        offset = int(code in (9, 10))
+        sections.vector = sections.segment(offset)
+        if is_plain:
+            width = sections.symbol(5) + 1
+            patterns = [sections.bits(width) for _ in range(length - offset)]
+            sections.vector += [p - 2**width if p >> (width - 1) else p for p in patterns]
+        else:
+            sections.vector += sections.segment(length - offset)
+    assert len(sections.vector) == length
+    floats = [float(to_float(leaf, leaf.bits[place])) for place in places]
+    integers, is_flat = change(code, sections.vector, rank, (stack, fan_in, fan_out), floats, seed, index)
+    return increment(leaf, range(len(places)) if is_flat else places, integers, step)
+
+
 def read_block(version, kind, step, number, view, leaf, index, seed, sections):
     """The new leaf."""
     if kind in (3, 7, 8, 9):
@@ -323,6 +343,8 @@ def read_block(version, kind, step, number, view, leaf, index, seed, sections):
         return exact(leaf, sections) if version >= 3 else differences(leaf, sections)
     if kind == 10:
         return few(leaf, number, sections)
+    if kind == 11:
+        return read_mapped(step, number, view, leaf, index, seed, sections)
     if kind == 2:
         return increment(leaf, everywhere, struct.unpack(f"<{size}e", sections.raw(2 * size)), 1.0)
     number = sections.number() if number is None else number
@@ -363,11 +385,11 @@ def apply(update, model):
             more, at = varint(update, at)
             gap += more
         index, step, number, view = index + 1 + gap, None, None, None
-        if 3 <= kind <= 9:
+        if 3 <= kind <= 9 or kind == 11:
             step, at = float(struct.unpack("<f", b"\0\0" + update[at : at + 2])[0]), at + 2
         if version >= 2 and kind >= 4:
             number, at = varint(update, at)
-        if flags & 1 and kind in (3, 7, 8, 9):
+        if flags & 1 and kind in (3, 7, 8, 9, 11):
             view, at = varint(update, at)
         heads.append((kind, step, number, view, index))
     if flags & 2:

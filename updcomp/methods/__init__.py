@@ -14,6 +14,8 @@ from updcomp.methods.full_updating import full
 from updcomp.methods.low_rank_factors import low_rank
 from updcomp.methods.rules import by_path
 from updcomp.methods.shared_subspace import subspace
+from updcomp.methods.short_vectors import fourier, nola, pranc, random_low_rank, tiny_lora, uni_lora, vera
+from updcomp.methods.sketches import stochastic_quantize, subsample, truncated_svd
 
 METHODS: dict[str, Callable[..., Method]] = {
     "full": full,
@@ -24,6 +26,16 @@ METHODS: dict[str, Callable[..., Method]] = {
     "magnitude_mask": magnitude_mask,
     "neurons": neurons,
     "fit_budget": fit_budget,
+    "random_low_rank": random_low_rank,
+    "subsample": subsample,
+    "stochastic_quantize": stochastic_quantize,
+    "truncated_svd": truncated_svd,
+    "vera": vera,
+    "uni_lora": uni_lora,
+    "tiny_lora": tiny_lora,
+    "nola": nola,
+    "pranc": pranc,
+    "fourier": fourier,
 }
 
 __all__ = [
@@ -31,11 +43,21 @@ __all__ = [
     "Method",
     "by_path",
     "fit_budget",
+    "fourier",
     "full",
     "low_rank",
     "magnitude_mask",
     "neurons",
+    "nola",
     "partial",
+    "pranc",
+    "random_low_rank",
     "random_mask",
+    "stochastic_quantize",
+    "subsample",
     "subspace",
+    "tiny_lora",
+    "truncated_svd",
+    "uni_lora",
+    "vera",
 ]

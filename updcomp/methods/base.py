@@ -3,24 +3,23 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from updcomp import arrays, partition, quantize, trees
-from updcomp.methods import rounding
-from updcomp.methods.forms import Site
+from updcomp import arrays, quantize, trees
+from updcomp.methods import choosing, rounding
+from updcomp.methods.choosing import Model
+from updcomp.methods.forms import Parametrised, Site
 from updcomp.partition import AUX, KERNEL, STATE, Partition
-from updcomp.training import batches, devices, loop, objectives, optimizers, tasks
+from updcomp.training import loop, optimizers
 from updcomp.training.loop import Fitted
-from updcomp.training.plans import Frozen, Named, Plan, Rebuild, as_trained, unwrapped
+from updcomp.training.plans import Frozen, Plan, Rebuild, as_trained, unwrapped
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire import dtypes
-from updcomp.wire.errors import DtypeError, Error, LeafError
+from updcomp.wire import errors
+from updcomp.wire.errors import Error, LeafError
 from updcomp.wire.kind import Block
 from updcomp.wire.packet import LazyBlocks, Packet
 
@@ -35,7 +34,6 @@ Initial = Callable[[jax.Array], PyTree]
 
 AUX_BITS = (None, 4, 8, 16)
 
-_LISTED = 24  # leaves in a message
 _SEEDS = 2**14  # a seed of two bytes on the wire
 _INITIAL, _SEED, _SITES = (2**31 + i for i in range(1, 4))  # what is folded into a method's key, each for one purpose
 
@@ -53,83 +51,6 @@ def check_options(*, bits: int, aux: int | None, rate: float) -> None:
         raise Error(f"rate: expected above 0 (it multiplies the task's learning rate), found {rate!r}")
 
 
-class Model(NamedTuple):
-    """A deployed model as methods see it."""
-
-    variables: PyTree  # on the task's devices
-    partition: Partition
-    leaves: Named  # by name
-
-    def of_role(self, role: str) -> Named:
-        """The chosen leaves of a role, by name; kernels and aux leaves as float32."""
-        found = {leaf.name: self.leaves[leaf.name] for leaf in self.partition.of_role(role)}
-        return found if role == STATE else {name: leaf.astype(jnp.float32) for name, leaf in found.items()}
-
-    def trained(self) -> Named:
-        """The chosen leaves that gradients train."""
-        return {**self.of_role(KERNEL), **self.of_role(AUX)}
-
-
-def model_of(deployed: PyTree, task: Task) -> Model:
-    """A deployed model with all of its leaves chosen.
-
-    Args:
-      deployed: a dict of flax collections with "params", or any pytree of arrays.
-      task: its loss says which leaves it moves, its `axes` how kernels are read.
-
-    Returns:
-      A `Model`.
-
-    Raises:
-      Error: a field of the task is not what it must be.
-      LeafError: a leaf is no array; methods compile functions of the whole tree.
-    """
-    trees.check_arrays(deployed)
-    mesh = devices.mesh_for(task.mesh, deployed)
-    tasks.check(task, mesh)
-    variables = devices.place(deployed, mesh)
-    example = batches.example(task.train, task.batch_size)
-    moved = objectives.signature(task.objective, variables, example, train=True).updated
-    leaves = trees.named_leaves(variables)
-    for name, leaf in trees.named_leaves(deployed).items():
-        if leaves[name].dtype != leaf.dtype:
-            found = f"expected a dtype that JAX keeps, found {leaf.dtype}, which becomes {leaves[name].dtype}"
-            raise LeafError(f"leaf {name!r}: {found}; cast the deployed model, on the device as well")
-    return Model(variables, partition.of(variables, axes=task.axes, moved=moved), leaves)
-
-
-def choose(model: Model, aux: Mapping[str, int | None]) -> Model:
-    """The same model with only some of its leaves chosen.
-
-    Args:
-      model: with all leaves chosen.
-      aux: for every leaf that may travel, bits of aux leaves' and state's deltas; None: those stay as deployed.
-
-    Returns:
-      A `Model`; kernels in `aux` are chosen whatever their bits.
-
-    Raises:
-      Error: nothing is left that gradients train, or only a part of the statistics that the loss moves travels.
-    """
-    chosen = {
-        leaf.name
-        for leaf in model.partition.leaves
-        if leaf.name in aux and (leaf.role == KERNEL or (leaf.role in (AUX, STATE) and aux[leaf.name]))
-    }
-    parts = model.partition._replace(chosen=frozenset(chosen))
-    if not (parts.of_role(KERNEL) or parts.of_role(AUX)):
-        roles = ", ".join(f"{leaf.name!r} ({leaf.role})" for leaf in parts.leaves[:_LISTED])
-        advice = "let a rule choose kernels, or aux leaves with bits, and check what the loss returns as Extra.updated"
-        raise Error(
-            f"nothing to train: expected a kernel or an aux leaf that travels, found of all leaves {roles}; {advice}"
-        )
-    if (kept := sorted(parts.moved - chosen)) and (sent := sorted(parts.moved & chosen)):
-        raise Error(
-            f"rules: expected all moving statistics to travel, or none, found {sent[0]!r} sent and {kept[0]!r} kept"
-        )
-    return model._replace(partition=parts)
-
-
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A method of one training: every kernel has the same form."""
@@ -142,8 +63,28 @@ class Trained:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update of all leaves."""
-        model = model_of(deployed, task)
+        model = choosing.model_of(deployed, task)
         return train_forms(key, task, model, {leaf.name: self for leaf in model.partition.leaves}, name=self.name)
+
+
+def trained(name: str, form: Any, *, bits: int | None, aux: int | None, rate: float) -> Trained:
+    """A method whose numbers are rounded to so many bits, or travel as published: in float32, aux leaves too.
+
+    Args:
+      name: of the training.
+      form: of every kernel.
+      bits: from 2 to 16, or None.
+      aux: bits of the aux leaves' deltas; None leaves them as deployed.
+      rate: multiplies the task's learning rate.
+
+    Returns:
+      A method.
+
+    Raises:
+      Error: as `check_options`.
+    """
+    check_options(bits=16 if bits is None else bits, aux=aux, rate=rate)
+    return Trained(name, form, aux and rounding.RAW if bits is None else aux, rate)
 
 
 def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Trained], *, name: str) -> Packet:
@@ -160,35 +101,70 @@ def train_forms(key: jax.Array, task: Task, model: Model, rules: Mapping[str, Tr
       A packet.
     """
     bits = {leaf: method.aux for leaf, method in rules.items()}
-    model = choose(model, bits)
+    model = choosing.choose(model, bits)
     begin = model
     for initial in {method.initial for method in rules.values() if method.initial}:
         mine = [leaf for leaf, method in rules.items() if method.initial is initial]
         begin = started(initial, key, task, begin, mine)
     sites = _sites(key, model, begin, seeded=any(method.form.seeded for method in rules.values()))
     forms = {leaf: rules[leaf].form for leaf in sites}
-    check_lossy(model, [leaf for leaf, form in forms.items() if not form.lossless], bits)
-    starts = {leaf: form.parametrise(sites[leaf]) for leaf, form in forms.items()}
-    aux = begin.of_role(AUX)
-    masks = {leaf: True if start.mask is None else start.mask for leaf, start in starts.items()}
-    has_masks = any(start.mask is not None for start in starts.values())
-    rebuilds = {leaf: form.rebuild for leaf, form in forms.items()}
-    fitted = loop.fit(
-        key,
-        task,
-        plan_of(name, model.partition, rebuilds, wrap=optimizers.masked if has_masks else unwrapped),
-        {leaf: start.trainable for leaf, start in starts.items()} | aux,
-        Frozen(model.variables, {leaf: start.fixed for leaf, start in starts.items()}),
-        moved=begin.of_role(STATE),
-        rates={leaf: rules[leaf].rate for leaf in (*starts, *aux)},
-        masks=masks | dict.fromkeys(aux, True) if has_masks else None,
-    )
+    choosing.check_lossy(model, [leaf for leaf, form in forms.items() if not form.lossless], bits)
+    starts = {leaf: _parametrised(form, sites[leaf]) for leaf, form in forms.items()}
+    owners = _owners(starts)
+    fitted = _fit(key, task, model, begin, rules, starts, owners, name=name)
     makers = {
-        leaf: functools.partial(form.block, fitted.trainable[leaf], starts[leaf], sites[leaf])
+        leaf: functools.partial(form.block, fitted.trainable[owners[leaf]], starts[leaf], sites[leaf])
         for leaf, form in forms.items()
     }
     seed = next((site.seed for site in sites.values()), 0)
     return packet_of(model, makers | aux_blocks(model, fitted, bits), seed)
+
+
+def _parametrised(form: Any, site: Site) -> Parametrised:
+    with errors.of_leaf(site.leaf.name):
+        return form.parametrise(site)
+
+
+def _fit(
+    key: jax.Array,
+    task: Task,
+    model: Model,
+    begin: Model,
+    rules: Mapping[str, Trained],
+    starts: Mapping[str, Parametrised],
+    owners: Mapping[str, str],
+    *,
+    name: str,
+) -> Fitted:
+    """The training of these kernels, and of the aux leaves, from where they begin."""
+    aux = begin.of_role(AUX)
+    trainable = {leaf: starts[leaf].trainable for leaf in dict.fromkeys(owners.values())} | aux
+    masks = {leaf: True if leaf in aux or starts[leaf].mask is None else starts[leaf].mask for leaf in trainable}
+    has_masks = any(mask is not True for mask in masks.values())
+    plan = plan_of(
+        name,
+        model.partition,
+        {leaf: rules[leaf].form.rebuild for leaf in starts},
+        wrap=optimizers.masked if has_masks else unwrapped,
+        ties=tuple((leaf, owner) for leaf, owner in owners.items() if leaf != owner),
+    )
+    with choosing.blaming(begin):
+        return loop.fit(
+            key,
+            task,
+            plan,
+            trainable,
+            Frozen(model.variables, {leaf: start.fixed for leaf, start in starts.items()}),
+            moved=begin.of_role(STATE),
+            rates={leaf: rules[leaf].rate for leaf in trainable},
+            masks=masks if has_masks else None,
+        )
+
+
+def _owners(starts: Mapping[str, Parametrised]) -> dict[str, str]:
+    """For each kernel the one whose trained values it has: the first of its tie."""
+    first: dict[Hashable, str] = {}
+    return {leaf: leaf if start.tie is None else first.setdefault(start.tie, leaf) for leaf, start in starts.items()}
 
 
 def packet_of(model: Model, makers: Mapping[str, Callable[[], Block]], seed: int = 0) -> Packet:
@@ -211,7 +187,7 @@ def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[
     seed = int(jax.random.randint(jax.random.fold_in(key, _SEED), (), 0, _SEEDS)) if seeded else 0
     kernels = model.of_role(KERNEL)
     weights = kernels if begin is model else begin.of_role(KERNEL)
-    site_key = jax.random.fold_in(key, _SITES)
+    site_key, places = jax.random.fold_in(key, _SITES), {name: place for place, name in enumerate(kernels)}
     return {
         leaf.name: Site(
             leaf=leaf,
@@ -221,31 +197,11 @@ def _sites(key: jax.Array, model: Model, begin: Model, *, seeded: bool) -> dict[
             weights=weights[leaf.name],
             seed=seed,
             key=jax.random.fold_in(site_key, number),
+            place=places[leaf.name],
         )
         for number, leaf in enumerate(model.partition.leaves)
         if leaf.name in kernels
     }
-
-
-def check_lossy(model: Model, kernels: Iterable[str], aux: Mapping[str, int | None]) -> None:
-    """Checks, before anything is trained, that the leaves whose changes are rounded have dtypes that take increments.
-
-    Args:
-      model: its leaves chosen.
-      kernels: names of those that travel rounded.
-      aux: bits of aux leaves' and state's deltas, by name.
-
-    Raises:
-      DtypeError: a leaf has another dtype, such as float8.
-    """
-    rounded = [leaf.name for role in (AUX, STATE) for leaf in model.partition.of_role(role)]
-    rounded = [name for name in rounded if aux[name] != rounding.RAW and partition.is_floating(model.leaves[name])]
-    for name in (*kernels, *rounded):
-        try:
-            dtypes.compute_dtype(dtypes.hold(np.empty(0, model.leaves[name].dtype)))
-        except DtypeError as error:
-            advice = "send it raw (full()), or keep it by a rule with None"
-            raise DtypeError(f"leaf {name!r}: {error}; {advice}") from None
 
 
 def started(initial: Initial, key: jax.Array, task: Task, model: Model, names: Iterable[str]) -> Model:

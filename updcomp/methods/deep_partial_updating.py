@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from updcomp import arrays, contribution, delta, quantize, selection
-from updcomp.methods import base, rounding
-from updcomp.methods.base import Model
+from updcomp.methods import base, choosing, rounding
+from updcomp.methods.choosing import Model
 from updcomp.methods.rounding import Rounding
 from updcomp.partition import AUX, KERNEL, STATE
 from updcomp.training import loop
@@ -93,7 +93,7 @@ class Partial:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update of all leaves."""
-        model = base.model_of(deployed, task)
+        model = choosing.model_of(deployed, task)
         return self.update(key, task, model, [leaf.name for leaf in model.partition.leaves])
 
     def update(self, key: jax.Array, task: Task, model: Model, names: Collection[str]) -> Packet:
@@ -109,8 +109,8 @@ class Partial:
           A packet.
         """
         bits = dict.fromkeys(names, self.aux)
-        model = base.choose(model, bits)
-        base.check_lossy(model, model.of_role(KERNEL), bits)
+        model = choosing.choose(model, bits)
+        choosing.check_lossy(model, model.of_role(KERNEL), bits)
         begin = base.started(self.initial, key, task, model, names) if self.initial else model
         shares = narrowing(self.ratio, self.fixed_share)
         full_key, *keys = jax.random.split(key, 1 + len(shares))

@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 
 from updcomp import arrays, quantize, selection
-from updcomp.methods import base, rounding
+from updcomp.methods import base, recipes, rounding
 from updcomp.methods.forms import Parametrised, Site
+from updcomp.methods.mapped import MappedVector
 from updcomp.methods.rounding import Rounding
 from updcomp.wire import dtypes, positions
 from updcomp.wire.kinds.magnitude import Magnitude
 from updcomp.wire.kinds.seeded import Seeded
 
 
-def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: float = 20.0) -> base.Trained:
+def random_mask(*, ratio: float, bits: int | None = 4, aux: int | None = 16, rate: float = 20.0) -> base.Trained:
     """Trains a random share of each kernel, drawn from a seed that travels in place of the positions.
 
     The *structured random mask* of Konecny et al.: Federated Learning (arXiv 1610.05492), section 2.
 
     Args:
       ratio: share of each kernel's weights that is sent, above 0 and at most 1.
-      bits: of each sent weight's delta, rounded straight-through.
+      bits: of each sent weight's delta, rounded straight-through; None: float32 as published.
       aux: bits of the aux leaves' deltas; None leaves them as deployed.
       rate: multiplies the task's learning rate; few weights have to move far.
 
@@ -32,6 +33,9 @@ def random_mask(*, ratio: float, bits: int = 4, aux: int | None = 16, rate: floa
     Raises:
       Error: an option is out of range.
     """
+    if bits is None:
+        selection.budget(ratio, 1)
+        return base.trained("random_mask", MappedVector(recipes.PLACES, ratio, None), bits=None, aux=aux, rate=rate)
     return _fixed_mask("random_mask", FixedMask(ratio, bits, _seeded, Seeded, seeded=True), aux, rate)
 
 

@@ -1,5 +1,6 @@
 """How the change of one kernel is parametrised, so that leaves of different methods train together."""
 
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -21,6 +22,7 @@ class Site(NamedTuple):
       weights: float32, those that training starts from: `old`, unless a method starts elsewhere.
       seed: of the packet, which travels.
       key: PRNG key of this kernel, for what does not travel.
+      place: of the kernel among those that train, in the order of their names.
     """
 
     leaf: Leaf
@@ -30,6 +32,7 @@ class Site(NamedTuple):
     weights: jax.Array
     seed: int
     key: jax.Array
+    place: int
 
 
 class Parametrised(NamedTuple):
@@ -39,11 +42,13 @@ class Parametrised(NamedTuple):
       trainable: floating arrays, the start.
       fixed: what the form's `rebuild` reads beside it.
       mask: booleans like the kernel, True = sent; None: all of it moves.
+      tie: kernels with the same one train one and the same `trainable`, that of the first; None: its own.
     """
 
     trainable: PyTree
     fixed: PyTree = None
     mask: jax.Array | None = None
+    tie: Hashable = None
 
 
 class Form(Protocol):

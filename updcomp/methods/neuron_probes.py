@@ -10,7 +10,7 @@ import numpy as np
 
 from updcomp import arrays, convolution, layers, neurons
 from updcomp.layers import Layer
-from updcomp.methods.base import Model
+from updcomp.methods.choosing import Model
 from updcomp.neurons import Velocity
 from updcomp.partition import AUX, KERNEL
 from updcomp.training import analysis, batches, devices, objectives

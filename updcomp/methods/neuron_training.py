@@ -13,8 +13,8 @@ import numpy as np
 
 from updcomp import arrays, neurons, quantize
 from updcomp.layers import Layer
-from updcomp.methods import base, neuron_probes
-from updcomp.methods.base import Model
+from updcomp.methods import base, choosing, neuron_probes
+from updcomp.methods.choosing import Model
 from updcomp.methods.column_shapes import Shape, Shapes, views_of
 from updcomp.methods.neuron_budgets import Options, Outcome, Spent
 from updcomp.methods.neuron_probes import Probe
@@ -51,7 +51,7 @@ class NeuronTraining:
           Error: there are none, or not one fits the budget.
         """
         self._key, self._options, self._selection = key, options, SELECTIONS[options.selection]
-        model = base.model_of(deployed, task)
+        model = choosing.model_of(deployed, task)
         self._layers = neuron_probes.layers_of(model, task)
         self._model = _chosen(model, self._layers)
         self._views = views_of(self._layers)
@@ -291,8 +291,8 @@ def _fresh(plan: Plan, factory: OptimizerFactory, trainable: Named, frozen: Froz
 def _chosen(model: Model, layers: tuple[Layer, ...]) -> Model:
     """The model with the leaves of its layers chosen, and their depths."""
     bits = dict.fromkeys(neurons.whole(layers), 16)
-    model = base.choose(model, bits)
-    base.check_lossy(model, model.of_role(KERNEL), bits)
+    model = choosing.choose(model, bits)
+    choosing.check_lossy(model, model.of_role(KERNEL), bits)
     depths = {name: layer.depth for layer in layers for name in (layer.kernel, layer.bias) if name}
     leaves = tuple(leaf._replace(depth=depths.get(leaf.name)) for leaf in model.partition.leaves)
     return model._replace(partition=model.partition._replace(leaves=leaves))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from updcomp import partition
-from updcomp.methods import base
+from updcomp.methods import base, choosing
 from updcomp.methods.base import Trained
 from updcomp.methods.deep_partial_updating import Partial
 from updcomp.training.tasks import Task
@@ -50,7 +50,7 @@ class ByPath:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains an update of the leaves that have a method."""
-        model = base.model_of(deployed, task)
+        model = choosing.model_of(deployed, task)
         found = partition.match(dict(self.rules), (leaf.name for leaf in model.partition.leaves))
         chosen = {name: method for name, method in found.items() if method is not None}
         if partial := next((method for method in chosen.values() if isinstance(method, Partial)), None):

@@ -9,13 +9,14 @@ import numpy as np
 
 from updcomp import factorize, quantize
 from updcomp import subspace as geometry
-from updcomp.methods import base
+from updcomp.methods import base, recipes
 from updcomp.methods.forms import Parametrised, Site
+from updcomp.methods.mapped import MappedVector
 from updcomp.partition import Leaf
 from updcomp.wire.kinds.coefficients import Coefficients
 
 
-def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 30.0) -> base.Trained:
+def subspace(*, rank: int, bits: int | None = 2, aux: int | None = None, rate: float = 30.0) -> base.Trained:
     """Trains W + A C B^T and sends the small integer matrix C of every kernel.
 
     A and B span the leading singular directions of the deployed kernel, found in integer arithmetic by both sides. In
@@ -23,7 +24,7 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
 
     Args:
       rank: columns of A and B (at most the kernel's own), at least 1; a kernel costs up to rank^2 coefficients.
-      bits: of each coefficient, rounded straight-through.
+      bits: of each coefficient, rounded straight-through; None: float32, which is LoRA-XS as published.
       aux: bits of the aux leaves' deltas; None leaves them as deployed, which costs little accuracy here.
       rate: multiplies the task's learning rate; a coefficient moves many weights a little, so it wants to be high.
 
@@ -33,9 +34,9 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
     Raises:
       Error: an option is out of range.
     """
-    base.check_options(bits=bits, aux=aux, rate=rate)
     factorize.check_rank(rank)
-    return base.Trained("subspace", Subspace(rank, bits), aux, rate)
+    form = MappedVector(recipes.COEFFICIENTS, rank, None) if bits is None else Subspace(rank, bits)
+    return base.trained("subspace", form, bits=bits, aux=aux, rate=rate)
 
 
 class _Fixed(NamedTuple):

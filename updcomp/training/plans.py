@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     rebuild: tuple[tuple[str, Rebuild], ...]  # (name, how it becomes a leaf) of every leaf that gradients train
     wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation] = unwrapped
     parts: tuple[tuple[str, View | None], ...] | None = None  # see `part_of`
+    ties: tuple[tuple[str, str], ...] = ()  # (leaf, the one whose trained values it has in place of its own)
 
     @property
     def train(self) -> bool:
@@ -55,8 +56,11 @@ def variables_of(plan: Plan, trainable: Named, moved: Named, frozen: Frozen) -> 
     """The model that a plan makes of trained leaves, with the dtypes of the deployed one."""
     deployed = trees.named_leaves(frozen.deployed)
     leaves = {leaf.name: leaf for leaf in plan.partition.leaves}
+    owners = dict(plan.ties)
     rebuilt = {
-        name: rebuild(trainable[name], frozen.fixed.get(name), deployed[name].astype(jnp.float32), leaves[name])
+        name: rebuild(
+            trainable[owners.get(name, name)], frozen.fixed.get(name), deployed[name].astype(jnp.float32), leaves[name]
+        )
         for name, rebuild in plan.rebuild
     }
     new = {name: leaf.astype(deployed[name].dtype) for name, leaf in {**rebuilt, **moved}.items()}

@@ -39,6 +39,8 @@ class Segment(NamedTuple):
 class Writer:
     """Takes an update's payload, one segment after another."""
 
+    vector: dtypes.Array | None = None  # of the last mapped block, which the next may share
+
     def __init__(self, allowed: float = math.inf, memory: float = math.inf) -> None:
         """An empty payload.
 
@@ -182,6 +184,8 @@ class Writer:
 
 class Reader:
     """Reads what `Writer` wrote, in the same order; raises CorruptUpdateError where that ends too early."""
+
+    vector: dtypes.Array | None = None  # as in `Writer`
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from updcomp.wire.kinds import (
     factors,
     half,
     magnitude,
+    mapped,
     raw,
     seeded,
     sparse,
@@ -57,7 +58,7 @@ _KINDS_2 = numbered(*_KINDS_1.values(), columns.of(contexts.CODER))
 _FLAGS_3 = VIEWS | METADATA | SEED | RAW | EXTRA
 _FLAGS_4 = _FLAGS_3 | STRUCTURE | COMPACT
 _KINDS_3 = _KINDS_2 | numbered(exact.KIND, changes.KIND)
-_KINDS_4 = _KINDS_3 | numbered(*(kind.KIND for kind in (*_LOSSY, columns)))  # a new kind goes here
+_KINDS_4 = _KINDS_3 | numbered(*(kind.KIND for kind in (*_LOSSY, columns, mapped)))  # a new kind goes here
 VERSIONS = {
     1: Version(1, _KINDS_1, flags=0, sizes_in_header=False, is_short=False, idle_lanes=True),
     2: Version(2, _KINDS_2, flags=VIEWS | METADATA, sizes_in_header=True, is_short=False, idle_lanes=False),
