@@ -9,7 +9,19 @@ from unittest import mock
 import numpy as np
 
 from tests.fuzz import recoding
-from updcomp.wire import container, costs, dtypes, errors, fingerprint, header, metadata, streams, tokens, versions
+from updcomp.wire import (
+    container,
+    costs,
+    dtypes,
+    errors,
+    fingerprint,
+    header,
+    metadata,
+    models,
+    streams,
+    tokens,
+    versions,
+)
 from updcomp.wire.increments import round_step
 from updcomp.wire.kind import Head, Kind
 
@@ -144,18 +156,29 @@ class _Maker(recoding.Recorder):
         super().__init__()
         self.base, self._fill = base, FILLERS[filler]
         self._arrays, self._segments, self._are_classes = np.random.default_rng(0), 0, False
+        self._was_mode = False
 
     def say_raw(self, size: int) -> bytes:
         return b"\1" * size
 
     def say_symbol(self, width: int) -> int:
-        # One bit says whether a matrix has classes; seven a scale, of which 20 is that of a mean magnitude of 1.
-        return int(self._fill in (_wide, _alphabets)) if width == 1 else 20
+        # Three bits are the mode of a matrix, 0 all at once; the one that follows says whether it has classes, another
+        # one whether positions are row by row. Seven are a scale, of which 20 is that of a mean magnitude of 1.
+        was_mode, self._was_mode = self._was_mode, width == 3
+        if width == 1:
+            return int(was_mode and self._fill in (_wide, _alphabets))
+        return 0 if width == 3 else 20
 
     def say_symbols(self, count: int, *_: Any, signed: bool = True, **__: Any) -> np.ndarray:
         dtype = np.dtype(np.int64 if signed else np.uint64)
         said = self.say_integers(count, np.zeros(0), None, dtype)
         return streams.Segment.of(said, signed=signed).symbols
+
+    def say_chunk(self, adaptive: models.Adaptive, count: int, _: Any) -> np.ndarray:
+        return np.full(count, adaptive.frequencies(slice(1)).shape[1] - 1, np.uint8)
+
+    def say_choice(self, bounds: np.ndarray) -> int:
+        return int(len(bounds) == 3)  # yes, or the next column
 
     def say_late(self, widths: np.ndarray) -> np.ndarray:
         return np.zeros(len(widths), np.uint64)

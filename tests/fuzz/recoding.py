@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from updcomp.wire import container, errors, header, pieces, streams, tokens, workers
+from updcomp.wire import container, errors, header, models, pieces, rans, streams, tokens, workers
 
 _READER, _PIECES = streams.Reader, pieces.readers
 
@@ -94,6 +94,14 @@ class Recorder(_READER):
         """The next tokens, uint8 (count,); arguments as those of `streams.Reader.symbols`."""
         raise NotImplementedError
 
+    def say_chunk(self, adaptive: models.Adaptive, count: int, context: Any) -> np.ndarray:
+        """The next tokens of the alphabet, uint8 (count,); the arguments stay as they are."""
+        raise NotImplementedError
+
+    def say_choice(self, bounds: np.ndarray) -> int:
+        """Which interval is next, of those between the bounds."""
+        raise NotImplementedError
+
     def say_late(self, widths: np.ndarray) -> np.ndarray:
         """The next late bits, uint64, each of its width."""
         raise NotImplementedError
@@ -128,6 +136,29 @@ class Recorder(_READER):
         if not count:
             raise errors.CorruptUpdateError("a segment of no tokens says no alphabet")
         self._writer.symbols(streams.Segment(said, said, signed), scales, contexts, chunks, **options)
+        return said
+
+    def charge(self, _: object) -> None:
+        """Everything may be read."""
+
+    def alphabet(self) -> int:
+        size = self.say_symbol(8)
+        if not 0 < size <= tokens.COUNT:
+            raise errors.CorruptUpdateError("an alphabet of another size")
+        self._writer.alphabet(size)
+        return size
+
+    def chunk(self, adaptive: models.Adaptive, count: int, context: Any) -> np.ndarray:
+        said = self.say_chunk(adaptive, count, context)
+        self._writer.chunk(adaptive, said, context)
+        return said
+
+    def choose(self, size: int) -> int:
+        return self.choose_among(np.array([0, size, rans.TOTAL]))
+
+    def choose_among(self, bounds: np.ndarray) -> int:
+        said = self.say_choice(bounds)
+        self._writer.choices(bounds[said : said + 1], np.diff(bounds)[said : said + 1])
         return said
 
     def late(self, widths: np.ndarray) -> np.ndarray:
@@ -208,6 +239,25 @@ class _Changer(Recorder):
         except errors.Error:
             self._real = None
         return np.where(self._arrays.random(count) < self._rate, others, said)
+
+    def say_chunk(self, adaptive: models.Adaptive, count: int, context: Any) -> np.ndarray:
+        alphabet = adaptive.frequencies(slice(1)).shape[1]
+        said, others = self._arrays.integers(0, alphabet, (2, count)).astype(np.uint8)
+        try:
+            if self._real:
+                said = self._real.chunk(copy.deepcopy(adaptive), count, context)
+        except errors.Error:
+            self._real = None
+        return np.where(self._arrays.random(count) < self._rate, others, said)
+
+    def say_choice(self, bounds: np.ndarray) -> int:
+        said = None
+        with contextlib.suppress(errors.Error, AttributeError):
+            said = self._real.choose_among(bounds)
+        if said is None or self._rng.random() < self._rate:
+            self._real = self._real if said is not None else None
+            said = self._rng.randrange(len(bounds) - 1)
+        return said
 
     def say_late(self, widths: np.ndarray) -> np.ndarray:
         masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
