@@ -19,6 +19,7 @@ class Config(compare.Config):
     epochs: int = 30
     batch_size: int = 50
     learning_rate: float = 3e-3
+    compact: bool = True
 
 
 def run(config: Config, workdir: Path) -> list[Row]:
