@@ -143,8 +143,9 @@ def to_exact_integers(x: np.ndarray | jax.Array, bits: int) -> tuple[np.ndarray,
     Returns:
       int32 (n,), and the step.
 
-    >>> to_exact_integers(np.array([0.5, -0.25]), 16)
-    (array([ 16384,  -8192], dtype=int32), 3.0517578125e-05)
+    >>> found, step = to_exact_integers(np.array([0.5, -0.25]), 16)
+    >>> found.tolist(), (found * step).tolist()
+    ([16384, -8192], [0.5, -0.25])
     """
     values = arrays.to_host(x).astype(np.float64).reshape(-1)
     largest = max(float(np.abs(values).max(initial=0)), _SMALLEST_RANGE)

@@ -17,6 +17,16 @@ OPTIONS = {
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
+    "random_low_rank": {"rank": 2, "rate": 10.0},
+    "subsample": {"ratio": 0.9, "unbiased": False},
+    "stochastic_quantize": {"bits": 6, "rotated": True},
+    "truncated_svd": {"rank": 2},
+    "vera": {"rank": 4, "rate": 10.0},
+    "uni_lora": {"size": 16, "rate": 10.0},
+    "tiny_lora": {"size": 16, "share": 1},
+    "nola": {"size": 16, "rate": 10.0},
+    "pranc": {"size": 16, "rate": 10.0},
+    "fourier": {"size": 16, "rate": 10.0},
 }
 
 

@@ -9,7 +9,7 @@ from updcomp.methods.mapped import MappedVector
 from updcomp.wire.errors import Error
 
 
-def random_low_rank(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate: float = 10.0) -> base.Trained:
+def random_low_rank(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate: float = 100.0) -> base.Trained:
     """Trains W + U V^T with U random signs from a seed that travels in its place.
 
     The *structured low-rank update* of Konecny et al.: Federated Learning (arXiv 1610.05492), section 2.
@@ -31,7 +31,7 @@ def random_low_rank(*, rank: int, bits: int | None = 4, aux: int | None = 16, ra
     return base.trained("random_low_rank", form, bits=bits, aux=aux, rate=rate)
 
 
-def vera(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate: float = 10.0) -> base.Trained:
+def vera(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate: float = 100.0) -> base.Trained:
     """Trains W + A diag(d) B^T diag(b), with A and B random signs from a seed.
 
     Args:
@@ -54,7 +54,9 @@ def vera(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate: float =
     return base.trained("vera", form, bits=bits, aux=aux, rate=rate)
 
 
-def nola(*, size: int, rank: int = 4, bits: int | None = 4, aux: int | None = None, rate: float = 10.0) -> base.Trained:
+def nola(
+    *, size: int, rank: int = 4, bits: int | None = 4, aux: int | None = None, rate: float = 100.0
+) -> base.Trained:
     """Trains W + (sum_i alpha_i A_i) (sum_j beta_j B_j)^T, with all A_i and B_j random signs from a seed.
 
     Args:
@@ -79,7 +81,7 @@ def nola(*, size: int, rank: int = 4, bits: int | None = 4, aux: int | None = No
 
 
 def uni_lora(
-    *, size: int, rank: int = 4, bits: int | None = 4, aux: int | None = None, rate: float = 10.0
+    *, size: int, rank: int = 4, bits: int | None = 4, aux: int | None = None, rate: float = 100.0
 ) -> base.Trained:
     """Trains one vector for the whole model: each entry of all low-rank factors is one of its values.
 
@@ -109,7 +111,7 @@ def uni_lora(
 
 
 def tiny_lora(
-    *, size: int, share: int = 0, rank: int = 2, bits: int | None = 4, aux: int | None = None, rate: float = 10.0
+    *, size: int, share: int = 0, rank: int = 2, bits: int | None = 4, aux: int | None = None, rate: float = 100.0
 ) -> base.Trained:
     """Trains W + A (sum_i v_i P_i) B^T, with random signs P_i, A and B as in `subspace`, and one v for many kernels.
 
@@ -137,7 +139,7 @@ def tiny_lora(
     return base.trained("tiny_lora", form, bits=bits, aux=aux, rate=rate)
 
 
-def fourier(*, size: int, bits: int | None = 4, aux: int | None = None, rate: float = 10.0) -> base.Trained:
+def fourier(*, size: int, bits: int | None = 4, aux: int | None = None, rate: float = 100.0) -> base.Trained:
     """Trains coefficients of plane waves over each kernel, of random frequencies from a seed.
 
     Args:
@@ -159,7 +161,7 @@ def fourier(*, size: int, bits: int | None = 4, aux: int | None = None, rate: fl
     return base.trained("fourier", form, bits=bits, aux=aux, rate=rate)
 
 
-def pranc(*, size: int, bits: int | None = 4, aux: int | None = None, rate: float = 10.0) -> base.Trained:
+def pranc(*, size: int, bits: int | None = 4, aux: int | None = None, rate: float = 100.0) -> base.Trained:
     """Trains one vector for the whole model: coefficients of random bases of the weights.
 
     A basis is a random row of a Walsh-Hadamard matrix with random signs, over a block of 2^12 weights; it takes no
