@@ -102,8 +102,8 @@ def named(text: str, width: int) -> np.dtype[Any]:
     Raises:
       DtypeError: no leaf has such a dtype.
 
-    >>> named("float32", 4), named("bfloat16", 2) == BFLOAT16
-    (dtype('float32'), True)
+    >>> named("float32", 4).str, named("bfloat16", 2) == BFLOAT16
+    ('<f4', True)
     """
     is_bits = text.isidentifier() and width in (1, 2, 4, 8)
     found = np.dtype([(text, f"<u{width}")]) if text not in _PLAIN and is_bits else np.dtype(text).newbyteorder("<")
