@@ -39,6 +39,7 @@ TABLE = [
     ("neurons", {"selection": "velocity", "weights": 0.2}, True),
     ("neurons", {"memory": 0.8, "bits": 4}, True),
     ("by_path", {}, True),
+    ("subspace", {"rank": 16, "widen": True}, True),
 ]
 ROWS = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in TABLE]
 ON_CNN = [ROWS[i] for i in (1, 3, 8, 10, 11)]

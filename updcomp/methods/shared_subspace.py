@@ -15,7 +15,9 @@ from updcomp.partition import Leaf
 from updcomp.wire.kinds.coefficients import Coefficients
 
 
-def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 30.0) -> base.Trained:
+def subspace(
+    *, rank: int, bits: int = 2, aux: int | None = None, rate: float = 30.0, widen: bool = False
+) -> base.Trained:
     """Trains W + A C B^T and sends the small integer matrix C of every kernel.
 
     A and B span the leading singular directions of the deployed kernel, found in integer arithmetic by both sides. In
@@ -26,6 +28,8 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
       bits: of each coefficient, rounded straight-through.
       aux: bits of the aux leaves' deltas; None leaves them as deployed, which costs little accuracy here.
       rate: multiplies the task's learning rate; a coefficient moves many weights a little, so it wants to be high.
+      widen: kernels that are narrower than the rank on one side get more columns on the other; see
+        `updcomp.subspace.widened`. For the same bytes a lower rank is enough then.
 
     Returns:
       A method.
@@ -35,7 +39,7 @@ def subspace(*, rank: int, bits: int = 2, aux: int | None = None, rate: float = 
     """
     base.check_options(bits=bits, aux=aux, rate=rate)
     factorize.check_rank(rank)
-    return base.Trained("subspace", Subspace(rank, bits), aux, rate)
+    return base.Trained("subspace", Subspace(rank, bits, widen), aux, rate)
 
 
 class _Fixed(NamedTuple):
@@ -50,6 +54,7 @@ class Subspace:
 
     rank: int
     bits: int
+    widen: bool = False
     seeded = False
     lossless = False
 
@@ -62,7 +67,9 @@ class Subspace:
 
     def parametrise(self, site: Site) -> Parametrised:
         """Coefficients of zero; those beyond the rank, up to its bucket, stay so."""
-        found = geometry.basis_of(site.held, self.rank, index=site.number, seed=site.seed, view=site.leaf.view)
+        view = site.leaf.view
+        rank = geometry.widened(self.rank, site.held.shape, view=view) if self.widen else self.rank
+        found = geometry.basis_of(site.held, rank, index=site.number, seed=site.seed, view=view)
         sides, counts = zip(*map(_padded, found), strict=True)
         shape = (len(sides[0]), *map(len, counts))
         fixed = _Fixed(quantize.grid(self.bits), geometry.Basis(*sides), np.logical_and.outer(*counts))
