@@ -11,7 +11,7 @@ from updcomp.training import devices
 from updcomp.training.batches import Stream
 from updcomp.training.objectives import Objective
 from updcomp.training.optimizers import OptimizerFactory, constant, cosine, every_third
-from updcomp.training.tasks import Task
+from updcomp.training.tasks import KEPT, Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
@@ -39,6 +39,11 @@ class TrainingConfig(Settings):
     )
     schedule: str = setting(
         "tenth", "of the learning rate: tenth or fifth (after each third), cosine or constant", check=one_of(SCHEDULES)
+    )
+    keep: str = setting(
+        "best",
+        "the epoch that an update is of: best on the validation data, or last, if that beats the start",
+        check=one_of(KEPT),
     )
     learning_rate: float = setting(1e-3, "at the start of each training; methods multiply it")
     epochs: int = setting(20, "epochs of each training of an update")
@@ -116,5 +121,6 @@ def task_of(config: TrainingConfig, objective: Objective, train: PyTree | Stream
         epochs=config.epochs,
         batch_size=config.batch_size,
         schedule=SCHEDULES[config.schedule],
+        keep=config.keep,
         mesh=mesh,
     )

@@ -201,6 +201,20 @@ def test_projection_is_the_gradient_of_the_coefficients():
     np.testing.assert_allclose(by_coefficients, subspace.project(gradient, found), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(512, 10), (10, 512), (3, 3, 40, 12), (300, 1)])
+def test_a_narrow_kernel_gets_the_geometric_mean_of_both_counts(shape):
+    rank = 40
+    found = subspace.basis_of(normal(0, shape), subspace.widened(rank, shape), index=0)
+    narrow, wide = sorted(side.shape[-1] for side in found)
+    assert narrow == min(views.shape_of(shape, views.resolve(None, len(shape)))[1:])
+    assert narrow * wide == pytest.approx(np.sqrt(rank * narrow * rank**2), rel=0.02)
+
+
+def test_wide_and_empty_kernels_keep_the_rank():
+    assert [subspace.widened(40, shape) for shape in [(512, 40), (60, 41), (512, 0), (0, 3)]] == [40] * 4
+    assert subspace.widened(1000, (1, 70)) == 70
+
+
 def test_blocks_made_by_hand_are_the_float_products_within_their_steps():
     """What a paper writes in floats becomes an update without a method: factors, or coefficients in a shared basis."""
     deployed = {"stacked": normal(0, (3, 8, 6)), "w": normal(1, (10, 8))}

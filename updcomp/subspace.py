@@ -73,6 +73,29 @@ def bases_of(deployed: PyTree, rank: int, *, seed: int = 0, axes: Mapping[str, s
     }
 
 
+def widened(rank: int, shape: tuple[int, ...], *, view: View | None = None) -> int:
+    """The rank of a kernel that is narrower than the rank on one side, so that it is not left with few coefficients.
+
+    With n = min(fan_in, fan_out) a kernel has rank n coefficients where n < rank, and rank^2 elsewhere. Of rank
+    sqrt(rank / n) it has the geometric mean of both: a last layer, such as (512, 10), changes much for its size.
+
+    Args:
+      rank: asked for, at least 1.
+      shape: of the kernel.
+      view: of the kernel, as the basis has it.
+
+    Returns:
+      The rank itself where the kernel is as wide, or empty; at most `basis.max_rank` of the shape elsewhere.
+
+    >>> widened(40, (512, 10)), widened(40, (512, 512))
+    (80, 40)
+    """
+    narrow = min(views.shape_of(shape, views.resolve(view, len(shape)))[1:])
+    if not 0 < narrow < rank:
+        return rank
+    return max(1, min(round(rank * (rank / narrow) ** 0.5), basis.max_rank(shape, view)))
+
+
 def update(coefficients: jax.Array, of: Basis, shape: tuple[int, ...], *, view: View | None = None) -> jax.Array:
     """The update A C B^T in the shape of its kernel.
 

@@ -51,6 +51,7 @@ TABLE = [
     ("nola", {"size": 64, "rate": 10.0}, True),
     ("pranc", {"size": 64, "rate": 10.0}, True),
     ("fourier", {"size": 40, "rate": 30.0}, True),
+    ("subspace", {"rank": 16, "widen": True}, True),
 ]
 ROWS = [pytest.param(name, options, id=f"{name} {options}") for name, options, _ in TABLE]
 ON_CNN = [ROWS[i] for i in (1, 3, 8, 10, 11)]

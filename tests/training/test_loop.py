@@ -116,6 +116,28 @@ def test_a_training_that_does_not_help_keeps_the_start():
     assert_same(fitted.trainable, trees.named_leaves(variables))
 
 
+def back_in_the_end(progress):
+    return jnp.where(progress < 0.6, 1.0, -0.3)
+
+
+def test_the_last_epoch_is_kept_where_the_task_says_so():
+    variables, task = world()
+    task = task._replace(schedule=back_in_the_end)
+    best, last = train(task, variables), train(task._replace(keep="last"), variables)
+    assert best.score > last.score > last.start_score
+    assert last.score == pytest.approx(accuracy(last.last, task))
+    assert_same(last.trainable, last.last)
+
+
+def test_a_last_epoch_that_is_worse_than_the_start_gives_way_to_the_best():
+    variables, task = world()
+    good = train(task, variables)
+    ruined = train(task._replace(learning_rate=100.0, keep="last"), variables, start=good.trainable)
+    assert accuracy(ruined.last, task) < ruined.start_score
+    assert ruined.score == ruined.start_score
+    assert_same(ruined.trainable, good.trainable)
+
+
 def first_epoch_alone(progress):
     return jnp.where(progress < 0.3, 1.0, -3.0)
 

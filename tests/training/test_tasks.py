@@ -28,6 +28,7 @@ from updcomp.training.classification import cross_entropy
         ({"objective": (REGRESSION.loss, None)}, "objective: expected .*, found tuple"),
         ({"epochs": 0}, "epochs: expected a whole number from 1 on, found 0"),
         ({"epochs": 1.5}, "epochs: expected a whole number from 1 on, found 1.5"),
+        ({"keep": "first"}, "keep: expected one of best, last, found 'first'"),
         ({"learning_rate": -1.0}, "learning_rate: expected a finite number from 0 on, found -1.0"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number from 0 on, found nan"),
     ],

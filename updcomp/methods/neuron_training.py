@@ -239,8 +239,8 @@ class NeuronTraining:
         return Scene(self._layers, self._limits, self._cost_of, generator, self._velocity, now, self._first)
 
     def _packet(self) -> Packet:
-        """The columns that changed, up to the best epoch."""
-        best = self._training.state.best[0]
+        """The columns that changed, up to the epoch that is kept."""
+        best = loop.kept(self._training)[0]
 
         def block(name: str) -> Columns:
             change = arrays.to_host(views.split(best[name] - self._start[name], self._views[name])[0])

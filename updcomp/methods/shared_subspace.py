@@ -16,7 +16,9 @@ from updcomp.partition import Leaf
 from updcomp.wire.kinds.coefficients import Coefficients
 
 
-def subspace(*, rank: int, bits: int | None = 2, aux: int | None = None, rate: float = 30.0) -> base.Trained:
+def subspace(
+    *, rank: int, bits: int | None = 2, aux: int | None = None, rate: float = 30.0, widen: bool = False
+) -> base.Trained:
     """Trains W + A C B^T and sends the small integer matrix C of every kernel.
 
     A and B span the leading singular directions of the deployed kernel, found in integer arithmetic by both sides. In
@@ -27,6 +29,8 @@ def subspace(*, rank: int, bits: int | None = 2, aux: int | None = None, rate: f
       bits: of each coefficient, rounded straight-through; None: float32, which is LoRA-XS as published.
       aux: bits of the aux leaves' deltas; None leaves them as deployed, which costs little accuracy here.
       rate: multiplies the task's learning rate; a coefficient moves many weights a little, so it wants to be high.
+      widen: kernels that are narrower than the rank on one side get more columns on the other; see
+        `updcomp.subspace.widened`. For the same bytes a lower rank is enough then.
 
     Returns:
       A method.
@@ -35,7 +39,7 @@ def subspace(*, rank: int, bits: int | None = 2, aux: int | None = None, rate: f
       Error: an option is out of range.
     """
     factorize.check_rank(rank)
-    form = MappedVector(recipes.COEFFICIENTS, rank, None) if bits is None else Subspace(rank, bits)
+    form = MappedVector(recipes.COEFFICIENTS, rank, None) if bits is None else Subspace(rank, bits, widen)
     return base.trained("subspace", form, bits=bits, aux=aux, rate=rate)
 
 
@@ -51,6 +55,7 @@ class Subspace:
 
     rank: int
     bits: int
+    widen: bool = False
     seeded = False
     lossless = False
 
@@ -63,7 +68,9 @@ class Subspace:
 
     def parametrise(self, site: Site) -> Parametrised:
         """Coefficients of zero; those beyond the rank, up to its bucket, stay so."""
-        found = geometry.basis_of(site.held, self.rank, index=site.number, seed=site.seed, view=site.leaf.view)
+        view = site.leaf.view
+        rank = geometry.widened(self.rank, site.held.shape, view=view) if self.widen else self.rank
+        found = geometry.basis_of(site.held, rank, index=site.number, seed=site.seed, view=view)
         sides, counts = zip(*map(_padded, found), strict=True)
         shape = (len(sides[0]), *map(len, counts))
         fixed = _Fixed(quantize.grid(self.bits), geometry.Basis(*sides), np.logical_and.outer(*counts))

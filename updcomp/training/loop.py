@@ -29,12 +29,12 @@ from updcomp.wire.errors import NonFiniteError
 class Fitted(NamedTuple):
     """What training gives."""
 
-    trainable: Named  # of the best epoch on the validation data; the start itself where no epoch beats it
+    trainable: Named  # of the epoch that `Task.keep` chooses; the start itself where no epoch beats it
     moved: Named
     last: Named  # trainable leaves of the last epoch
     last_moved: Named
     optimizer: optax.OptState  # of the last epoch
-    score: float  # of the best epoch
+    score: float  # of the epoch that was chosen
     start_score: float  # of the start
 
 
@@ -68,7 +68,7 @@ def fit(
     masks: Named | None = None,
     optimizer_state: optax.OptState | None = None,
 ) -> Fitted:
-    """Trains a method's leaves for the task's epochs and keeps the best epoch on the validation data.
+    """Trains a method's leaves for the task's epochs and keeps the epoch that `Task.keep` chooses.
 
     It is `begin`, `run_epoch` for each epoch, and `fitted`, with checkpoints and the task's callback.
 
@@ -179,15 +179,27 @@ def arguments_of(training: Training) -> dict[str, Any]:
 def fitted(training: Training) -> Fitted:
     """What a training gives after its last epoch."""
     state = training.state
+    trainable, moved = kept(training)
     return Fitted(
-        trainable=state.best[0],
-        moved=state.best[1],
+        trainable=trainable,
+        moved=moved,
         last=state.trainable,
         last_moved=state.moved,
         optimizer=state.optimizer,
-        score=float(state.best_score),
+        score=float(state.score if is_last_kept(training) else state.best_score),
         start_score=training.start_score,
     )
+
+
+def is_last_kept(training: Training) -> bool:
+    """Whether the epoch that `Task.keep` chooses is the one that was run last."""
+    return training.task.keep == "last" and float(training.state.score) > training.start_score
+
+
+def kept(training: Training) -> tuple[Named, Named]:
+    """The trainable and the moved leaves of the epoch that `Task.keep` chooses; the start where none beats it."""
+    state = training.state
+    return (state.trainable, state.moved) if is_last_kept(training) else state.best
 
 
 def folder_of(training: Training, optimizer_state: optax.OptState | None = None) -> str:

@@ -16,6 +16,8 @@ from updcomp.training.optimizers import OptimizerFactory, constant
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
 
+KEPT = ("best", "last")  # epochs that an update may be of
+
 
 class Epoch(NamedTuple):
     """What `Task.callback` gets after each epoch.
@@ -60,6 +62,8 @@ class Task(NamedTuple):
       samples: int (n,), the rows of `train` in use; None: all.
       schedule: share of the training's steps that are done, from 0 to below 1 -> factor of the learning rate, such as
         `optimizers.cosine` or `optax.cosine_decay_schedule(1.0, 1)`. Keep one, as for `optimizer`.
+      keep: which epoch an update is of: "best", that of the best validation score; or "last", if that beats the start,
+        which is the better one where the schedule anneals and few validation samples would choose by chance.
       axes: regular expression of whole leaf paths -> a word per axis, `in`, `out` or `stack`: how kernels are read as
         matrices; see `partition.of`. A leaf without an axis of fan-in is no kernel: `{".*/bias": "stack out"}`.
       mesh: the devices, as `devices.make_mesh()` has them; default: those of a sharded model, whose leaves stay sharded
@@ -82,6 +86,7 @@ class Task(NamedTuple):
     microbatches: int = 1
     samples: np.ndarray | None = None
     schedule: Callable[[jax.Array], jax.Array] = constant
+    keep: str = "best"
     axes: Mapping[str, str] = MappingProxyType({})
     mesh: jax.sharding.Mesh | None = None
     batch_axes: tuple[str, ...] | None = None
@@ -128,6 +133,8 @@ def check(task: Task, mesh: jax.sharding.Mesh | None) -> None:
         )
     if not callable(task.schedule):
         raise Error(f"schedule: expected a function of the progress, found {type(task.schedule).__name__}")
+    if task.keep not in KEPT:
+        raise Error(f"keep: expected one of {', '.join(KEPT)}, found {task.keep!r}")
     _check_samples(task)
     if not batches.rows(task.validation):
         raise Error(
