@@ -128,7 +128,7 @@ def _budgets(config: ComparisonConfig) -> list[Setting]:
     """The settings of fit_budget that --update_bytes asks for; the updates of an experiment are all compact or none."""
     compact = {"compact": True} if getattr(config, "compact", False) else {}
     try:
-        return [{"update_bytes": int(text), **compact} for text in config.update_bytes]
+        return [{"max_bytes": int(text), **compact} for text in config.update_bytes]
     except ValueError:
         expected = "expected whole numbers such as 300,1000"
         raise Error(f"--update_bytes: {expected}, found {','.join(config.update_bytes)!r}") from None

@@ -34,7 +34,7 @@ METHODS = {
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
-    "fit_budget": {"update_bytes": 10_000, "families": ("full",)},
+    "fit_budget": {"max_bytes": 10_000, "families": ("full",)},
     "random_low_rank": {"rank": 2},
     "subsample": {"ratio": 0.3},
     "stochastic_quantize": {"bits": 2},

@@ -66,7 +66,7 @@ def diff(
     differences.check_one(step, max_error, max_bytes, sensitivity)
     before, after = HostModel(old), HostModel(new)
     if step is None and max_error is None and max_bytes is None:
-        start, changed = differences.start(before, after, allow_new=allow_new)
+        start, changed = differences.start(before, after, allow_new=allow_new, common_only=common_only)
         both = differences.names(start, after, common_only=common_only)
         added = () if changed is None else changed.added
         return Packet(changes.find(old, new, both, added=added), structure=changed)

@@ -18,7 +18,7 @@ _MOST_TOLD = 20  # names of leaves in a message
 
 
 def start(
-    before: dtypes.Model, after: dtypes.Model, *, allow_new: bool
+    before: dtypes.Model, after: dtypes.Model, *, allow_new: bool, common_only: bool
 ) -> tuple[dtypes.Model, structure.Structure | None]:
     """What an update is relative to, and how the leaves of both models differ: by nothing that is not allowed.
 
@@ -26,10 +26,13 @@ def start(
       before: the model that the device holds.
       after: the one that it should hold.
       allow_new: whether leaves may come and go.
+      common_only: as in `names`; it excludes `allow_new`.
 
     Returns:
       The first model, as `structure.start` gives it where leaves come or go, and how they do.
     """
+    if allow_new and common_only:
+        raise Error("allow_new, common_only: expected at most one of them, found both; leave one out")
     changed = structure.between(dtypes.specs(before), dtypes.specs(after)) if allow_new else None
     return structure.start(before, changed), changed
 
@@ -140,7 +143,7 @@ def between(
             common_only=common_only,
             allow_new=allow_new,
         ).packet
-    base, changed = start(before, after, allow_new=allow_new)
+    base, changed = start(before, after, allow_new=allow_new, common_only=common_only)
     both = names(base, after, common_only=common_only)
     make = functools.partial(_block, step=step and round_step(step), max_error=max_error)
     blocks = LazyBlocks({name: functools.partial(make, name, base, after) for name in both})
@@ -199,7 +202,7 @@ def within_bytes(
     Raises:
       LeafError, BudgetError, CostError: as `between`.
     """
-    base, changed = start(before, after, allow_new=allow_new)
+    base, changed = start(before, after, allow_new=allow_new, common_only=common_only)
     both = names(base, after, common_only=common_only)
     weights = sensitivities.of(sensitivity, dtypes.specs(base), both)
 

@@ -38,7 +38,7 @@ TABLE = [
     ("magnitude_mask", {"ratio": 0.05}, True),
     ("neurons", {"selection": "velocity", "weights": 0.2}, True),
     ("neurons", {"memory": 0.8, "bits": 4}, True),
-    ("fit_budget", {"update_bytes": 300, "families": ("subspace",)}, True),
+    ("fit_budget", {"max_bytes": 300, "families": ("subspace",)}, True),
     ("by_path", {}, True),
     ("low_rank", {"max_bytes": 400, "bits": 4, "aux": 4}, True),
     ("random_low_rank", {"rank": 4, "rate": 10.0}, True),

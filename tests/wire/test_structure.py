@@ -6,7 +6,7 @@ import pytest
 
 import updcomp
 from tests.wire import fuzz, samples
-from updcomp.wire import container, dtypes, errors, fingerprint, header, packet, structure
+from updcomp.wire import canonical, container, dtypes, errors, fingerprint, header, packet, structure
 from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.structure import Structure
 
@@ -129,8 +129,8 @@ def test_a_structure_that_is_none_of_the_base_is_refused(told, message):
     ],
 )
 def test_a_structure_has_one_text(text, monkeypatch):
-    monkeypatch.setattr(structure, "_json", lambda _: text)
-    monkeypatch.setattr(structure, "_LONGEST", 1 << 30)
+    monkeypatch.setattr(canonical, "text_of", lambda _: text)
+    monkeypatch.setattr(canonical, "LONGEST", 1 << 30)
     update = container.encode(packet.Packet({}, structure=Structure({}, ("gone",))), BASE)
     monkeypatch.undo()
     with pytest.raises(errors.CorruptUpdateError, match="^leaves: expected"):

@@ -19,7 +19,7 @@ from updcomp.training.tasks import Task
 from updcomp.training.validation import score
 from updcomp.trees import PyTree
 from updcomp.wire import apply
-from updcomp.wire.errors import BudgetError, Error
+from updcomp.wire.errors import BudgetError, CostError, Error
 from updcomp.wire.packet import Packet
 
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -50,28 +50,30 @@ class _Tried(NamedTuple):
     """A training at one size."""
 
     packet: Packet
-    bytes: int  # of the file
+    bytes: float  # of the file
     score: float  # on the validation data, of what the wire makes
 
 
 def fit_budget(
-    update_bytes: int,
     *,
+    max_bytes: int,
     families: Mapping[str, Family] | Sequence[str] | None = None,
     finalists: int = 3,
     compact: bool = False,
+    budget: float = 1.0,
 ) -> Method:
     """Spends a number of bytes as well as any method can: tries all, and takes the best on the validation data.
 
-    Of every family, the largest size whose file has at most `update_bytes` is searched by bisection with short
+    Of every family, the largest size whose file has at most `max_bytes` is searched by bisection with short
     trainings, of a quarter of the task's epochs. The families whose updates score best then train in full; the update
     that scores best after that is the one.
 
     Args:
-      update_bytes: the most bytes of the encoded update, everything counted.
+      max_bytes: the most bytes of the encoded update, everything counted.
       families: name -> family, or names among `FAMILIES`; default: all of these.
       finalists: how many families train in full, at least 1.
       compact: whether the update will be encoded so, as in `updcomp.encode`, which leaves more bytes.
+      budget: how much applying it may take, as in `updcomp.encode`; the update is to be encoded with the same.
 
     Returns:
       A method.
@@ -81,36 +83,36 @@ def fit_budget(
 
     The method raises BudgetError where not even the smallest size of any family fits; the message says its bytes.
     """
-    if update_bytes < 1 or finalists < 1:
-        raise Error(f"update_bytes, finalists: expected at least 1, found {update_bytes}, {finalists}")
+    if max_bytes < 1 or finalists < 1:
+        raise Error(f"max_bytes, finalists: expected at least 1, found {max_bytes}, {finalists}")
     if not isinstance(families, Mapping):
         if unknown := [name for name in families or () if name not in FAMILIES]:
             raise Error(f"families: expected some of {', '.join(FAMILIES)}, found {unknown[0]!r}")
         families = {name: FAMILIES[name] for name in families or FAMILIES}
-    return _Fitted(update_bytes, tuple(families.items()), finalists, compact)
+    return _Fitted(max_bytes, tuple(families.items()), finalists, {"compact": compact, "budget": budget})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
     """The method."""
 
-    update_bytes: int
+    max_bytes: int
     families: tuple[tuple[str, Family], ...]
     finalists: int
-    compact: bool
+    encoding: Mapping[str, Any]  # options of `api.encode`
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains the update."""
-        searches = [_Search(name, family, key, deployed, task, self.compact) for name, family in self.families]
-        fitting = {search: size for search in searches if (size := search.largest(self.update_bytes)) >= 0}
+        searches = [_Search(name, family, key, deployed, task, self.encoding) for name, family in self.families]
+        fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
             smallest = min(searches, key=lambda search: search.tried(0).bytes)
             raise BudgetError(
-                f"update_bytes: expected at least {smallest.tried(0).bytes} (the smallest update that was found, by "
-                f"{smallest.name}), found {self.update_bytes}"
+                f"max_bytes: expected at least {smallest.tried(0).bytes} (the smallest update that was found, by "
+                f"{smallest.name}), found {self.max_bytes}"
             )
         best = sorted(fitting, key=lambda search: -_order(search.tried(fitting[search])))[: self.finalists]
-        found = [search.in_full(fitting[search], self.update_bytes) for search in best]
+        found = [search.in_full(fitting[search], self.max_bytes) for search in best]
         return max(found, key=_order).packet
 
 
@@ -118,21 +120,24 @@ def _order(tried: _Tried) -> float:
     return -math.inf if math.isnan(tried.score) else tried.score
 
 
+@dataclasses.dataclass(eq=False)
 class _Search:
     """The sizes of a family on one task."""
 
-    def __init__(self, name: str, family: Family, key: jax.Array, deployed: PyTree, task: Task, compact: bool) -> None:
-        self.name = name
-        self._family, self._key, self._deployed, self._task, self._compact = family, key, deployed, task, compact
-        self._short = task._replace(epochs=max(1, task.epochs // _TRIAL))
-        self._known: dict[int, _Tried] = {}
+    name: str
+    family: Family
+    key: jax.Array
+    deployed: PyTree
+    task: Task
+    encoding: Mapping[str, Any]
+    known: dict[int, _Tried] = dataclasses.field(default_factory=dict)
 
-    def largest(self, update_bytes: int) -> int:
+    def largest(self, max_bytes: int) -> int:
         """The largest size whose update fits after a short training, as its place; -1 if none does."""
-        fits, beyond = -1, len(self._family.sizes)
+        fits, beyond = -1, len(self.family.sizes)
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
-            if self.tried(middle).bytes <= update_bytes:
+            if self.tried(middle).bytes <= max_bytes:
                 fits = middle
             else:
                 beyond = middle
@@ -140,21 +145,25 @@ class _Search:
 
     def tried(self, place: int) -> _Tried:
         """The size at a place, after a short training."""
-        if place not in self._known:
-            self._known[place] = self._train(place, self._short)
-        return self._known[place]
+        if place not in self.known:
+            short = self.task._replace(epochs=max(1, self.task.epochs // _TRIAL))
+            self.known[place] = self._train(place, short)
+        return self.known[place]
 
-    def in_full(self, place: int, update_bytes: int) -> _Tried:
+    def in_full(self, place: int, max_bytes: int) -> _Tried:
         """The same after a full training; of a smaller size, if that made it too large, or at worst the short one."""
         for smaller in range(place, -1, -1):
-            if (found := self._train(smaller, self._task)).bytes <= update_bytes:
+            if (found := self._train(smaller, self.task)).bytes <= max_bytes:
                 return max(found, self.tried(place), key=_order)
         return self.tried(place)
 
     def _train(self, place: int, task: Task) -> _Tried:
         if task.checkpoints is not None:
             task = task._replace(checkpoints=Path(task.checkpoints) / f"{self.name}-{place}-{task.epochs}")
-        packet = self._family.make(self._family.sizes[place])(self._key, self._deployed, task)
-        size = len(api.encode(packet, self._deployed, budget=math.inf, compact=self._compact))
-        leaves = apply.changed_leaves(packet, trees.HostModel(self._deployed))
-        return _Tried(packet, size, score(trees.with_leaves(self._deployed, leaves), task))
+        packet = self.family.make(self.family.sizes[place])(self.key, self.deployed, task)
+        try:
+            size: float = len(api.encode(packet, self.deployed, **self.encoding))
+        except CostError:
+            size = math.inf  # no device takes it
+        leaves = apply.changed_leaves(packet, trees.HostModel(self.deployed))
+        return _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves), task))

@@ -86,7 +86,7 @@ class Allocated:
     ) -> Packet:
         """The largest update within the budget that a few trainings find; each one tells what an entry takes."""
         most, held = self.wanted.max_bytes or 0, trees.to_model(deployed)
-        per_entry, beside, best, smallest = (self.method.form.bits or _FEW_BITS) / 8, 64.0, None, None
+        per_entry, beside, best = (self.method.form.bits or _FEW_BITS) / 8, 64.0, None
         tried = set()
         for _ in range(_TRIES):
             found = ranks_within((most - beside) / per_entry, kernels) or _least(kernels)
@@ -95,7 +95,6 @@ class Allocated:
             tried.add(key_of)
             packet = self._train(key, task, model, found)
             size, entries = len(container.encode(packet, held)), _entries(found, kernels)
-            smallest = min(smallest or size, size)
             if size <= most and (best is None or size > best[0]):
                 best = (size, packet)
             if size <= most and size >= _FULL_ENOUGH * most:
@@ -103,7 +102,11 @@ class Allocated:
             beside = min(beside, size / 2)
             per_entry = max((size - beside) / entries, 1e-3)
         if best is None:
-            raise BudgetError(f"max_bytes: expected at least {smallest} for this model with these bits, found {most}")
+            packet = self._train(key, task, model, _least(kernels))
+            size = len(container.encode(packet, held))
+            if size > most:
+                raise BudgetError(f"max_bytes: expected at least {size} for this model with these bits, found {most}")
+            return packet
         return best[1]
 
 

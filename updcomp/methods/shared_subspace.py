@@ -13,6 +13,7 @@ from updcomp.methods import base, recipes
 from updcomp.methods.forms import Parametrised, Site
 from updcomp.methods.mapped import MappedVector
 from updcomp.partition import Leaf
+from updcomp.wire.errors import Error
 from updcomp.wire.kinds.coefficients import Coefficients
 
 
@@ -39,6 +40,8 @@ def subspace(
       Error: an option is out of range.
     """
     factorize.check_rank(rank)
+    if bits is None and widen:
+        raise Error("widen: expected False with bits=None, which is LoRA-XS as published, found True")
     form = MappedVector(recipes.COEFFICIENTS, rank, None) if bits is None else Subspace(rank, bits, widen)
     return base.trained("subspace", form, bits=bits, aux=aux, rate=rate)
 

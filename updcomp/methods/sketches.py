@@ -97,7 +97,6 @@ def truncated_svd(*, rank: int, bits: int | None = 4, aux: int | None = 16, rate
 class Sketch:
     """The form of kernels that train in full."""
 
-    seeded = True
     lossless = False
     rebuild = staticmethod(as_trained)
 
@@ -121,6 +120,7 @@ class Subsample(Sketch):
     ratio: float
     bits: int | None
     unbiased: bool
+    seeded = True
 
     def sketch(self, change: np.ndarray, site: Site) -> Block:
         """Values at positions from the seed."""
@@ -139,6 +139,11 @@ class StochasticLevels(Sketch):
     bits: int
     rotated: bool
     coded: bool
+
+    @property
+    def seeded(self) -> bool:
+        """Whether there is a rotation, from the seed."""
+        return self.rotated
 
     def sketch(self, change: np.ndarray, site: Site) -> Block:
         """Levels of the change, or of its rotation."""

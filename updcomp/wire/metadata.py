@@ -1,16 +1,12 @@
 """The texts that a model file carries beside its leaves, as an update changes and covers them."""
 
 import hashlib
-import json
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from updcomp.wire import errors
+from updcomp.wire import canonical, errors
 
 DIGEST_SIZE = 8
-_LONGEST = 1 << 20  # bytes of the changes, before compression
-_RAW_DEFLATE = -15
 
 
 class Change(NamedTuple):
@@ -39,11 +35,7 @@ def change(old: Mapping[str, str], new: Mapping[str, str]) -> Change | None:
     if not old and not new:
         return None
     changes = {name: new.get(name) for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-    text = _json(changes)
-    if len(text) > _LONGEST:
-        raise errors.Error(f"metadata: expected changes of at most {_LONGEST} bytes, found {len(text)}; leave some out")
-    compressor = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
-    return Change(_digest(old, new), compressor.compress(text) + compressor.flush() if changes else b"")
+    return Change(_digest(old, new), canonical.pack(changes, "metadata: changes") if changes else b"")
 
 
 def changed(said: Change, old: Mapping[str, str]) -> dict[str, str]:
@@ -79,27 +71,20 @@ def unpack(said: Change) -> dict[str, str | None]:
     """
     if not said.changes:
         return {}
-    decompressor = zlib.decompressobj(_RAW_DEFLATE)
     try:
-        text = decompressor.decompress(said.changes, _LONGEST + 1)
-        found = json.loads(text)
-    except (ValueError, RecursionError, zlib.error) as error:
+        found, text = canonical.unpack(said.changes)
+    except (ValueError, RecursionError) as error:
         raise errors.CorruptUpdateError(f"metadata: expected compressed JSON, found {error}") from None
-    ended = decompressor.eof and not decompressor.unused_data and len(text) <= _LONGEST
     texts = isinstance(found, dict) and all(value is None or isinstance(value, str) for value in found.values())
-    if not ended or not texts or not found or _json(found) != text:
+    if not texts or not found or canonical.text_of(found) != text:
         raise errors.CorruptUpdateError("metadata: expected one JSON object of texts in its shortest form")
-    return found
+    return dict(found)
 
 
 def fingerprint(metadata: Mapping[str, str]) -> bytes:
     """The first 16 bytes of SHA-256 over the metadata as JSON, its names sorted."""
-    return hashlib.sha256(_json(metadata)).digest()[:16]
+    return hashlib.sha256(canonical.text_of(metadata)).digest()[:16]
 
 
 def _digest(old: Mapping[str, str], new: Mapping[str, str]) -> bytes:
-    return hashlib.sha256(_json(old) + _json(new)).digest()[:DIGEST_SIZE]
-
-
-def _json(texts: Mapping[str, str | None]) -> bytes:
-    return json.dumps(texts, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical.text_of(old) + canonical.text_of(new)).digest()[:DIGEST_SIZE]

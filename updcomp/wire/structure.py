@@ -4,18 +4,14 @@ Such an update starts from the base as if it had the new model's leaves already,
 any kind then make of them what they are.
 """
 
-import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from updcomp.wire import dtypes, errors
+from updcomp.wire import canonical, dtypes, errors
 
-_LONGEST = 1 << 20  # bytes of the text, before compression
-_RAW_DEFLATE = -15
 _MOST_AXES = 64
 _SHARE = 1 << 26  # bytes that may be added to the smallest model
 
@@ -105,19 +101,12 @@ def check_cost(structure: Structure | None, base: Mapping[str, dtypes.Spec], bud
 
 
 def pack(structure: Structure) -> bytes:
-    """The structure as compressed JSON: an array of the added leaves by name, and one of the removed.
+    """The structure as compressed JSON: an object of the added leaves by name, and an array of the removed.
 
     Raises:
       Error: the text is longer than 1 MiB.
     """
-    text = _json(structure)
-    if len(text) > _LONGEST:
-        raise errors.Error(
-            f"leaves: expected names, shapes and dtypes of added and removed ones in {_LONGEST} bytes, "
-            f"found {len(text)}; add fewer leaves at once"
-        )
-    compressor = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
-    return compressor.compress(text) + compressor.flush()
+    return canonical.pack(_told(structure), "leaves: names, shapes and dtypes of added and removed ones")
 
 
 def unpack(data: bytes) -> Structure:
@@ -126,25 +115,22 @@ def unpack(data: bytes) -> Structure:
     Raises:
       CorruptUpdateError: the bytes are damaged.
     """
-    decompressor = zlib.decompressobj(_RAW_DEFLATE)
     try:
-        text = decompressor.decompress(data, _LONGEST + 1)
-        added, removed = json.loads(text)
+        (added, removed), text = canonical.unpack(data)
         found = Structure({name: _spec(*said) for name, said in added.items()}, tuple(removed))
-        is_canonical = (found.added or found.removed) and _json(found) == text
-    except (ValueError, TypeError, AttributeError, RecursionError, zlib.error, errors.DtypeError) as error:
+        is_canonical = (found.added or found.removed) and canonical.text_of(_told(found)) == text
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise errors.CorruptUpdateError(f"leaves: expected compressed JSON of leaves, found {error}") from None
-    if not is_canonical or not decompressor.eof or decompressor.unused_data or len(text) > _LONGEST:
+    if not is_canonical:
         raise errors.CorruptUpdateError("leaves: expected added and removed ones in their shortest form")
     return found
 
 
-def _json(structure: Structure) -> bytes:
+def _told(structure: Structure) -> list[Any]:
     added = {
         name: [dtypes.name(spec.dtype), spec.dtype.itemsize, *spec.shape] for name, spec in structure.added.items()
     }
-    told = [added, sorted(set(structure.removed))]
-    return json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
+    return [added, sorted(set(structure.removed))]
 
 
 def _spec(dtype: Any, width: Any, *shape: Any) -> dtypes.Spec:
