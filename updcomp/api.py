@@ -40,10 +40,10 @@ def diff(
       step: quantisation step, in units of the weights; it is rounded to 8 significant bits.
       max_error: how far a weight may be from the new one. Excludes `step`.
       max_bytes: the encoded update is at most this long, and hardly shorter where more bytes would help. Excludes both.
-      sensitivity: with `max_bytes`, what a squared error of a weight counts: a tree like the model, of arrays or one
+      sensitivity: with `max_bytes`, what a squared error of a weight counts: a tree like `new`, of arrays or one
         number for each leaf, all at least 0, such as `contribution.squared_gradients` gives; default: all count 1.
       budget: with `max_bytes`, how much applying may take, as in `encode`.
-      compact: with `max_bytes`, whether the update will be encoded so.
+      compact: whether the packet is encoded so, as in `encode`.
       common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
       allow_new: whether the device gets leaves that only the new one has, or has in another shape or dtype, and gives
         up those that only the old one has.
@@ -69,7 +69,7 @@ def diff(
         start, changed = differences.start(before, after, allow_new=allow_new, common_only=common_only)
         both = differences.names(start, after, common_only=common_only)
         added = () if changed is None else changed.added
-        return Packet(changes.find(old, new, both, added=added), structure=changed)
+        return Packet(changes.find(old, new, both, added=added), structure=changed, compact=compact)
     is_split = arrays.spans_devices((old, new))
     # What one device has is brought to the host once.
     held_before, held_after = (model if is_split else dict(model) for model in (before, after))
@@ -79,7 +79,7 @@ def diff(
         step=step,
         max_error=max_error,
         max_bytes=max_bytes,
-        sensitivity=None if sensitivity is None else numbers_at(old, sensitivity),
+        sensitivity=None if sensitivity is None else numbers_at(new, sensitivity),
         budget=budget,
         compact=compact,
         common_only=common_only,
@@ -129,7 +129,8 @@ def encode(packet: Packet, deployed: PyTree, *, budget: float = 1.0, compact: bo
       budget: how much work and memory applying it may take, in proportion to the model: 1 is what devices allow by
         default, some 2 s of one core for each 100 MB; `updcomp.wire.costs` has the numbers.
       compact: whether the two fingerprints are of 8 bytes each in place of 16, and stand for the checksum too, which
-        saves 20 bytes. That one of N wrong models is taken for the right one then has a chance of N / 2^64.
+        saves 20 bytes; they are so too if the packet says it. That one of N wrong models is taken for the right one
+        then has a chance of N / 2^64.
 
     Returns:
       An update file's content.

@@ -114,7 +114,7 @@ def between(
       max_bytes: the largest size of the encoded update, in place of a step.
       sensitivity: with `max_bytes`, as in `within_bytes`.
       budget: with `max_bytes`, how much applying may take.
-      compact: with `max_bytes`, whether the update will be encoded so.
+      compact: whether the packet is encoded so.
       common_only: whether leaves that one of them lacks are left out: the device keeps its own, and gets no others.
       allow_new: whether leaves may come and go.
 
@@ -147,7 +147,7 @@ def between(
     both = names(base, after, common_only=common_only)
     make = functools.partial(_block, step=step and round_step(step), max_error=max_error)
     blocks = LazyBlocks({name: functools.partial(make, name, base, after) for name in both})
-    return Packet(blocks, structure=changed)
+    return Packet(blocks, structure=changed, compact=compact)
 
 
 def check_one(
@@ -211,7 +211,7 @@ def within_bytes(
         return container.encode(sent, before, metadata=metadata, budget=budget, compact=compact)
 
     found = meet(both, base, after, max_bytes, weights, encode)
-    return found._replace(packet=found.packet._replace(structure=changed))
+    return found._replace(packet=found.packet._replace(structure=changed, compact=compact))
 
 
 def _block(

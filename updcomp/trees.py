@@ -272,7 +272,10 @@ def rebuilt(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]], changed: Str
     {'a': {'b': array([0.]), 'd': array([1.])}}
     """
     if not _is_dicts(tree):
-        raise LeafError(f"leaves {sorted(changed.added)}: expected a tree of dicts to add them to, found another")
+        raise LeafError(
+            f"leaves {sorted(changed.added)}: expected a tree of dicts to add them to or take leaves from, found other "
+            "nodes; apply the update to a model file, or to `trees.to_model(tree)`"
+        )
     likes = named_leaves(tree)
     on_devices = any(isinstance(leaf, jax.Array) for leaf in likes.values())
     found = {name: leaf for name, leaf in likes.items() if name not in changed.removed}
@@ -280,9 +283,8 @@ def rebuilt(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]], changed: Str
         if name not in changed.added:
             found[name] = _restore_leaf(name, leaf, likes[name])
         else:
-            plain = leaf.view(jnp.dtype(leaf.dtype.names[0])) if leaf.dtype.names else leaf
-            found[name] = jnp.asarray(plain) if on_devices else plain
-    made: dict[str, Any] = {}
+            found[name] = _made(leaf, on_devices=on_devices)
+    made = _empty_dicts(tree)
     for name, leaf in sorted(found.items()):
         *path, last = name.split("/")
         node = made
@@ -294,9 +296,26 @@ def rebuilt(tree: PyTree, leaves: Iterable[tuple[str, np.ndarray]], changed: Str
     return made
 
 
+def _made(leaf: np.ndarray, *, on_devices: bool) -> Any:
+    """A leaf that no array was there for; where JAX lacks its dtype, a NumPy array."""
+    if leaf.dtype.names:
+        try:
+            leaf = leaf.view(jnp.dtype(leaf.dtype.names[0]))
+        except TypeError:
+            return leaf
+    return jnp.asarray(leaf) if on_devices and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype else leaf
+
+
+def _empty_dicts(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The dicts without any key, and those on the way to them."""
+    parts = {key: part for key, part in tree.items() if isinstance(part, Mapping)}
+    inner = {key: _empty_dicts(part) for key, part in parts.items()}
+    return {key: found for key, found in inner.items() if found or not parts[key]}
+
+
 def _is_dicts(tree: PyTree) -> bool:
     """Whether the paths of a tree say where its leaves are."""
-    nodes = isinstance(tree, dict) and all(isinstance(key, str) and "/" not in key for key in tree)
+    nodes = isinstance(tree, Mapping) and all(isinstance(key, str) and "/" not in key for key in tree)
     return nodes and all(_is_array(part) or _is_dicts(part) for part in tree.values())
 
 

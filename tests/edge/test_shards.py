@@ -13,7 +13,7 @@ import safetensors.numpy
 from tests.edge.running import after, peak, run
 from updcomp.edge import __main__ as cli
 from updcomp.edge import applying, files, folders, store
-from updcomp.wire import container, errors, fingerprint, packet
+from updcomp.wire import container, dtypes, errors, fingerprint, packet
 from updcomp.wire.kinds.raw import Raw
 
 INDEX = "model.safetensors.index.json"
@@ -315,7 +315,7 @@ def test_a_sweep_leaves_a_folder_that_is_being_written(folder):
                 files.sweep(folder)
                 yield name, model[name]
 
-        files.write_folder(folder / "new", model, leaves(), {})
+        files.write_folder(folder / "new", model, dtypes.specs(model), leaves(), {})
     assert fingerprint.of(files.read_model(folder / "new").model) == fingerprint.of(OLD)
 
 
@@ -325,7 +325,7 @@ def test_a_folder_is_written_only_of_a_model_that_is_in_one(folder):
         files.open_model(folder / "old.npz") as (model, _),
         pytest.raises(errors.FileError, match="new: expected a model"),
     ):
-        files.write_folder(folder / "new", model, model.items())
+        files.write_folder(folder / "new", model, dtypes.specs(model), model.items())
     with pytest.raises(errors.FileError, match="expected a new or empty folder"):
         folders.check_new(folder / "old")
 

@@ -17,6 +17,7 @@ OPTIONS = {
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
+    "fit_budget": {"max_bytes": 1000, "families": ("full",)},
     "random_low_rank": {"rank": 2, "rate": 10.0},
     "subsample": {"ratio": 0.9, "unbiased": False},
     "stochastic_quantize": {"bits": 6, "rotated": True},

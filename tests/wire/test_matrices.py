@@ -135,8 +135,8 @@ def test_a_writer_takes_no_more_than_it_may():
         writer = streams.Writer(allowed)
         for _ in range(2):
             matrices.write_matrix(writer, values, values.shape)
-        assert writer.taken <= allowed
-        assert writer.allowed == allowed - writer.taken
+        assert writer.taken.operations <= allowed
+        assert writer.allowed == allowed - writer.taken.operations
         sizes.append(writer.cost)
     assert sizes[0] > sizes[1] > sizes[2]
 

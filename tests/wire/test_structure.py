@@ -75,6 +75,15 @@ def test_a_tree_of_dicts_grows_and_keeps_the_arrays_that_stay():
         updcomp.apply(encoded({"0": old["layer"]["b"]}, {"1": old["layer"]["b"]}), [old["layer"]["b"]])
 
 
+def test_a_tree_keeps_what_its_arrays_cannot_hold_and_its_empty_dicts():
+    old = {"a": {"none": {}}, "w": jnp.ones(3)}
+    new = {**old, "exact": np.array([1 / 3]), "k": np.array([2**40 + 1])}
+    found = updcomp.apply(encoded(old, new), old)
+    assert found["exact"].tolist() == [1 / 3]
+    assert found["k"].tolist() == [2**40 + 1]
+    assert found["a"] == {"none": {}}
+
+
 def test_leaves_of_another_base_are_refused():
     update = encoded()
     for base in (NEW, {"a": BASE["a"]}, BASE | {"other": np.ones(1)}):
@@ -123,6 +132,8 @@ def test_a_structure_that_is_none_of_the_base_is_refused(told, message):
         b'[{"z":["float32",4,4294967296,4294967296]},[]]',
         b'[{"z":["float32",4' + 65 * b",1" + b"]},[]]",
         b'[{"z":7},[]]',
+        b'[{"z":["(1,,2)f4",8,1]},[]]',
+        b'[{"z":["float32",4,0,4611686018427387904]},[]]',
         b'{"z":["float32",4,1]}',
         b"[" * 100_000,
         b'[{"' + b"z" * (1 << 20) + b'":["float32",4,1]},[]]',

@@ -14,6 +14,7 @@ _BEYOND = 8  # columns of a sketch beyond those that are wanted
 LEAST_SIDE = 8
 _TINY = 1e-7  # of the largest singular value: those that are rounding errors
 _NOISE = 4.5  # squared singular values of noise stay below so many times their mean
+_SMALLEST_STEP = 2.0**-100  # a float32 that is no normal number does not travel
 _FINEST = 2.0**-30  # step, in largest singular values: integers of 16 bits
 _SPREADS = np.arange(-32, 64) / 4  # of the tables below, as logarithms
 
@@ -151,8 +152,10 @@ def rounded_right(found: Spectrum, rank: int, step: float) -> Right | None:
       step: of the product.
 
     Returns:
-      None where nothing is left of a factor.
+      None where nothing is left of a factor, or the step cannot travel.
     """
+    if not _SMALLEST_STEP <= step <= 1 / _SMALLEST_STEP:
+        return None
     scaled = found.right[:, :rank].astype(np.float64) * np.sqrt(found.values[:rank] / step)
     step = round_step(step)  # of the product; the right factor may have any scale
     integers = np.rint(scaled)

@@ -9,6 +9,8 @@ from updcomp.lossy import low_rank, rounding, sampling, sizes
 from updcomp.wire import dtypes, tokens
 from updcomp.wire.increments import round_step
 
+_FINEST = 2.0**-100  # spacing
+
 
 class Choice(NamedTuple):
     """A way to send a leaf."""
@@ -63,6 +65,8 @@ def best(leaf: sampling.Leaf, spacing: float, kinds: tuple[str, ...]) -> Choice:
 
 
 def _rounded(leaf: sampling.Leaf, spacing: float) -> Choice:
+    if not _FINEST <= spacing <= 1 / _FINEST:
+        return Choice("exact", leaf.exact_bits, 0)  # as a float32, the step is no normal number
     flat = rounding.quantised(leaf.change.reshape(-1), spacing, dithered=True)
     integers = flat.reshape(leaf.change.shape).astype(np.float64)
     if not np.abs(integers).max(initial=0) < 2**31:

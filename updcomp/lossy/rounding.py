@@ -122,6 +122,7 @@ def within(old: np.ndarray, new: np.ndarray, most: float) -> Block:
     Returns:
       A block, checked against what the device makes of it; `Exact` where nothing else does, or nothing is smaller.
     """
+    most = float(most)
     power = 2.0 ** np.floor(np.log2(most))
     for step in (_below(2 * most), _below(1.98 * most), _below(2 * power), _below(1.98 * power)):
         block = rounded(old, new, step)

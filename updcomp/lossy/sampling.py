@@ -14,6 +14,7 @@ _FEWEST_ROWS = 32
 _LINE = 1 << 10  # weights of a row of what has hardly any rows
 _SWEEPS = 2
 _CLASSES = 64  # half-octaves
+_SMALLEST = 2.0**-40  # of the largest changes that are looked at as matrices
 
 
 class Leaf(NamedTuple):
@@ -51,13 +52,17 @@ def survey(old: np.ndarray, new: np.ndarray, sensitivity: np.ndarray) -> Leaf | 
       sensitivity: non-negative, of the leaf's shape or of shape ().
 
     Returns:
-      None where a weight that changes is not finite, so that the leaf has to be exact.
+      None where a weight that changes is not finite, or its square, so that the leaf has to be exact.
     """
     change = matrix_of(rounding.change(old, new))
     if not np.isfinite(change).all():
         return None
     squares = np.einsum("ij,ij->i", change, change, dtype=np.float64, casting="unsafe")
-    is_matrix = len(change) >= low_rank.LEAST_SIDE
+    largest = float(np.abs(change).max(initial=0))
+    if not np.isfinite(squares).all():
+        return None
+    # Of what is larger or smaller by far, squares leave the range of float32.
+    is_matrix = len(change) >= low_rank.LEAST_SIDE and _SMALLEST <= largest <= 1 / _SMALLEST
     spectrum = low_rank.spectrum(change) if is_matrix else None
     olds, news = matrix_of(old), matrix_of(new)
     weights = matrix_of(sensitivity) if sensitivity.ndim else sensitivity

@@ -1,6 +1,7 @@
 """An update of at most so many bytes: the method and setting that spend them best on the validation data."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from updcomp.methods.fixed_mask import magnitude_mask, random_mask
 from updcomp.methods.full_updating import full
 from updcomp.methods.low_rank_factors import low_rank
 from updcomp.methods.shared_subspace import subspace
+from updcomp.methods.short_vectors import pranc, uni_lora
 from updcomp.training.tasks import Task
 from updcomp.training.validation import score
 from updcomp.trees import PyTree
@@ -24,7 +26,10 @@ from updcomp.wire.packet import Packet
 
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
+_SIZES = tuple(64 << i for i in range(11))  # of vectors
 _TRIAL = 4  # a trial has so many times fewer epochs
+
+_log = logging.getLogger(__name__)
 
 
 class Family(NamedTuple):
@@ -36,14 +41,16 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "subspace": Family(lambda rank: subspace(rank=rank, bits=2), _RANKS),
-    "subspace, 3 bits": Family(lambda rank: subspace(rank=rank, bits=3), _RANKS),
+    "subspace_3_bits": Family(lambda rank: subspace(rank=rank, bits=3), _RANKS),
     "low_rank": Family(lambda rank: low_rank(rank=rank, bits=2, aux=4), _RANKS),
     "partial": Family(lambda ratio: partial(ratio=ratio, bits=2, aux=4), _RATIOS),
     "magnitude_mask": Family(lambda ratio: magnitude_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
     "random_mask": Family(lambda ratio: random_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
+    "uni_lora": Family(lambda size: uni_lora(size=size), _SIZES),
+    "pranc": Family(lambda size: pranc(size=size), _SIZES),
     "full": Family(lambda bits: full(bits=bits, aux=4), (2, 3, 4, 8)),
 }
-"""Name -> family; one more is tried as well."""
+"""Name -> family: what is tried by default; one more line is one more family."""
 
 
 class _Tried(NamedTuple):
@@ -62,7 +69,7 @@ def fit_budget(
     compact: bool = False,
     budget: float = 1.0,
 ) -> Method:
-    """Spends a number of bytes as well as any method can: tries all, and takes the best on the validation data.
+    """Spends a number of bytes on whichever of several families of methods scores best on the validation data.
 
     Of every family, the largest size whose file has at most `max_bytes` is searched by bisection with short
     trainings, of a quarter of the task's epochs. The families whose updates score best then train in full; the update
@@ -72,7 +79,7 @@ def fit_budget(
       max_bytes: the most bytes of the encoded update, everything counted.
       families: name -> family, or names among `FAMILIES`; default: all of these.
       finalists: how many families train in full, at least 1.
-      compact: whether the update will be encoded so, as in `updcomp.encode`, which leaves more bytes.
+      compact: whether the packet is encoded so, as in `updcomp.encode`, which leaves more bytes.
       budget: how much applying it may take, as in `updcomp.encode`; the update is to be encoded with the same.
 
     Returns:
@@ -83,8 +90,9 @@ def fit_budget(
 
     The method raises BudgetError where not even the smallest size of any family fits; the message says its bytes.
     """
-    if max_bytes < 1 or finalists < 1:
-        raise Error(f"max_bytes, finalists: expected at least 1, found {max_bytes}, {finalists}")
+    for option, value in (("max_bytes", max_bytes), ("finalists", finalists)):
+        if not isinstance(value, int) or value < 1:
+            raise Error(f"{option}: expected a whole number of at least 1, found {value!r}")
     if not isinstance(families, Mapping):
         if unknown := [name for name in families or () if name not in FAMILIES]:
             raise Error(f"families: expected some of {', '.join(FAMILIES)}, found {unknown[0]!r}")
@@ -113,7 +121,7 @@ class _Fitted:
             )
         best = sorted(fitting, key=lambda search: -_order(search.tried(fitting[search])))[: self.finalists]
         found = [search.in_full(fitting[search], self.max_bytes) for search in best]
-        return max(found, key=_order).packet
+        return max(found, key=_order).packet._replace(compact=self.encoding["compact"])
 
 
 def _order(tried: _Tried) -> float:
@@ -166,4 +174,7 @@ class _Search:
         except CostError:
             size = math.inf  # no device takes it
         leaves = apply.changed_leaves(packet, trees.HostModel(self.deployed))
-        return _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves), task))
+        tried = _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves), task))
+        where = self.name, self.family.sizes[place], task.epochs
+        _log.info("%s at %s, %d epochs: %s bytes, score %.6g", *where, size, tried.score)
+        return tried

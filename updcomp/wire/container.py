@@ -34,7 +34,8 @@ def encode(
       metadata: of the model's file before and after; None: the update says nothing of it.
       budget: how much applying may take, as a factor of `costs.allowed`: a device refuses what is beyond its own.
       ahead: as in `changed_leaves`.
-      compact: whether fingerprints are of 8 bytes each in place of 16, without a checksum beside them.
+      compact: whether fingerprints are of 8 bytes each in place of 16, without a checksum beside them; so they are also
+        if the packet says it.
 
     Returns:
       The file's bytes.
@@ -49,17 +50,24 @@ def encode(
     start = structure.start(base, sent.structure)
     specs, base_print = dtypes.specs(start), None if start is base else fingerprint.of(base)
     apply_.check_names(sent, specs)
-    written = encoding.Blocks(sent, specs, budget, ahead=ahead)
+    change = None if metadata is None else metadata_.change(*metadata)
+
+    def encoded(*, finer: bool) -> bytes:
+        written = encoding.Blocks(sent, specs, budget, ahead=ahead, finer=finer)
+        try:
+            for name in specs:
+                written.take(name, dtypes.hold(start[name]))
+            parts = written.parts(change, compact=compact or sent.compact, base_print=base_print)
+        finally:
+            written.close()
+        update = header.pack(parts)
+        decoding.account(parts, len(update), specs, budget)
+        return update
+
     try:
-        for name in specs:
-            written.take(name, dtypes.hold(start[name]))
-        change = None if metadata is None else metadata_.change(*metadata)
-        parts = written.parts(change, compact=compact, base_print=base_print)
-    finally:
-        written.close()
-    update = header.pack(parts)
-    decoding.account(parts, len(update), specs, budget)
-    return update
+        return encoded(finer=True)
+    except errors.CostError:
+        return encoded(finer=False)  # in what the blocks themselves leave of the budget there is no room for more
 
 
 def decode(update: bytes, base: dtypes.Model, *, budget: float = 1.0) -> packet.Packet:
@@ -158,7 +166,7 @@ def new_specs(update: bytes, base: dtypes.Model) -> dict[str, dtypes.Spec]:
     Raises:
       CorruptUpdateError: the update is damaged, or is of a base with other leaves.
     """
-    return dtypes.specs(structure.start(base, header.parse(update, base).structure))
+    return dtypes.specs(structure.start(base, structure_of(update)))
 
 
 def structure_of(update: bytes) -> structure.Structure | None:

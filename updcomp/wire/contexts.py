@@ -94,8 +94,9 @@ def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
     magnitudes = np.abs(values).astype(np.float32)
     y = np.ones(values.shape[1], np.float32)
     for _ in range(_SWEEPS):
-        x = (magnitudes @ (1 / y) + 0.5) / len(y)
-        y = ((1 / x) @ magnitudes + 0.5) / len(x)
+        # Not by BLAS, whose threads wait for each other longer than this takes.
+        x = (np.einsum("ij,j->i", magnitudes, 1 / y) + 0.5) / len(y)
+        y = (np.einsum("ij,i->j", magnitudes, 1 / x) + 0.5) / len(x)
     shift = np.median(np.log2(x))
     rows = np.rint(2 * (np.log2(x) - shift)).astype(np.int64)
     columns = np.rint(2 * (np.log2(y) + shift)).astype(np.int64)

@@ -105,8 +105,10 @@ def named(text: str, width: int) -> np.dtype[Any]:
     >>> named("float32", 4).str, named("bfloat16", 2) == BFLOAT16
     ('<f4', True)
     """
-    is_bits = text.isidentifier() and width in (1, 2, 4, 8)
-    found = np.dtype([(text, f"<u{width}")]) if text not in _PLAIN and is_bits else np.dtype(text).newbyteorder("<")
+    is_plain = text in _PLAIN
+    if not is_plain and not (text.isidentifier() and width in (1, 2, 4, 8)):
+        raise errors.DtypeError(f"dtype {text!r}: expected a name, of 1, 2, 4 or 8 bytes, found another, of {width}")
+    found = np.dtype(text).newbyteorder("<") if is_plain else np.dtype([(text, f"<u{width}")])
     if found.itemsize != width or name(found) != text:
         raise errors.DtypeError(f"dtype {text}: expected one of {width} bytes, found {found.itemsize}")
     return found

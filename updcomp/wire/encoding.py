@@ -28,7 +28,13 @@ class Blocks:
     """The blocks of an update in the making; leaves are taken one after another, so that no two are needed at once."""
 
     def __init__(
-        self, sent: packet.Packet, specs: Mapping[str, dtypes.Spec], budget: float, *, ahead: bool = True
+        self,
+        sent: packet.Packet,
+        specs: Mapping[str, dtypes.Spec],
+        budget: float,
+        *,
+        ahead: bool = True,
+        finer: bool = True,
     ) -> None:
         """Without leaves.
 
@@ -37,6 +43,7 @@ class Blocks:
           specs: of the model's leaves, in sorted name order.
           budget: factor of `costs.allowed`.
           ahead: whether leaves may be taken while those before are worked on; else a leaf is done when it is taken.
+          finer: whether ways of coding may be used that take more than the headers say.
         """
         self._is_ahead = ahead
         self._sent, self._specs, self._budget = sent, specs, budget
@@ -44,7 +51,7 @@ class Blocks:
         self._charged = costs.Account(specs, 0, budget)
         # In proportion to the leaves that were taken, so that the first ones leave some to the last.
         allowed = costs.allowed(specs, budget)
-        self._finer = _FINER * allowed.operations / max(sum(map(_bytes, specs.values())), 1)
+        self._finer = finer * _FINER * allowed.operations / max(sum(map(_bytes, specs.values())), 1)
         self._before, self._after = fingerprint.Digests(), fingerprint.Digests()
         self._writer, self._heads = streams.Writer(0.0, _FINER * allowed.working_bytes), list[Head]()
         self._ahead = workers.Ahead[None]()
@@ -122,7 +129,7 @@ class Blocks:
             self._sent.structure,
         )
         account = decoding.account(parts, 0, self._specs, self._budget)
-        account.charge(costs.Cost(self._writer.taken, 0))
+        account.charge(self._writer.taken)
         return parts
 
     def _wait(self) -> None:

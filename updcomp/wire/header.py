@@ -120,7 +120,8 @@ def _pack_heads(heads: list[Head], version: versions.Version) -> bytes:
 
 def has_structure(start: bytes) -> bool:
     """Whether an update that begins with these bytes says that leaves come or go."""
-    return len(start) == FIXED_SIZE and bool(start[-1] & versions.STRUCTURE)
+    known = versions.VERSIONS.get(start[-2]) if len(start) == FIXED_SIZE else None
+    return known is not None and bool(start[-1] & known.flags & versions.STRUCTURE)
 
 
 def fingerprints(update: bytes) -> tuple[bytes, bytes]:

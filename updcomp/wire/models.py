@@ -19,6 +19,7 @@ UNIT_SCALE = 20  # of a mean magnitude of 1
 _FIRST_CHUNK = 64
 _LONGEST_CHUNK = 1 << 20  # bounds the decoder's temporaries
 _PRIOR_TOTAL = 1 << 16
+_MOST_KEPT = 64  # contexts whose priors are kept for the next segment
 COUNT_WEIGHT = 1 << 11  # the prior weighs as much as 2^16 / 2^11 = 32 tokens
 _FRACTION = 12  # fractional bits of logarithms
 _UNIT = 1 << 30
@@ -116,7 +117,10 @@ class Adaptive:
           count_weight: what a token that was seen weighs, where the prior weighs 2^16.
         """
         self._count_weight = count_weight
-        self._weights = _priors(tuple(map(int, scales)), alphabet, signed).copy()
+        if len(scales) > _MOST_KEPT:
+            self._weights = priors(scales, alphabet, signed=signed)
+        else:
+            self._weights = _priors(tuple(map(int, scales)), alphabet, signed).copy()
 
     def frequencies(self, which: dtypes.Array | slice = slice(None)) -> dtypes.Array:
         """int64 (contexts, alphabet), as `normalise` returns them, of all contexts or some."""

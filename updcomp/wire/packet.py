@@ -23,6 +23,7 @@ class Packet(NamedTuple):
     blocks: Mapping[str, Block]  # leaf name -> block of one of `updcomp.wire.kinds`; leaves without one are kept
     seed: int = 0  # uint32; seeds the positions of `Seeded` blocks and the random start of `basis.of`
     structure: Structure | None = None  # leaves that come and go; blocks are relative to `structure.start` then
+    compact: bool = False  # whether it is encoded with short fingerprints, also if `encode` is not told so
 
 
 class LazyBlocks(Mapping[str, Block]):

@@ -25,6 +25,7 @@ _LARGEST_NEIGHBOUR = 1 << 15
 _LARGEST_VALUE = 1 << 31
 _SEED = 1 << 8  # of a direction that begins
 _SLICE = 1 << 14  # integers at a time: they stay in the cache
+_PRODUCTS = 1 << 18  # at a time: more, BLAS shares out among threads, which on busy cores takes many times as long
 _PER_DIRECTION = 2  # known integers for each entry of a factor at least
 _SWEEPS = 2
 _SHRINKAGE = 5  # l is the noise's norm by this
@@ -98,7 +99,7 @@ class Predictor:
         height = max(1, _SLICE // self._means.shape[1])
         for top in range(0, len(self._means), height):
             part = slice(top, top + height)
-            means = np.matmul(self._left[part], self._right.T, out=self._means[part])
+            means = _product(self._left[part], self._right.T, self._means[part])
             means *= UNIT / _FACTOR**2
             np.rint(means, out=means)
             np.subtract(self._values[part], means, out=self._errors[part])
@@ -117,7 +118,7 @@ class Predictor:
                 self._left[:, k], self._right[:, k] = 0, self._seeds[:, k]
         self._subtract()
         errors = self._clipped()
-        noise = math.sqrt(float(np.vdot(errors, errors)) / max(self._count, 1)) / UNIT
+        noise = math.sqrt(_sum(errors, errors) / max(self._count, 1)) / UNIT
         penalty = max(noise * (math.sqrt(rows) + math.sqrt(columns)) / _SHRINKAGE, 0.25)
         share = self._count / (rows * columns)
         if active:
@@ -139,8 +140,8 @@ class Predictor:
         sums[after] += errors[before]
         sums[before] += errors[after]
         known = sums * self._mask
-        below = float(np.vdot(known, known))
-        share = min(math.floor(128 * float(np.vdot(known, errors)) / below), 64) if below else 0
+        below = _sum(known, known)
+        share = min(math.floor(128 * _sum(known, errors) / below), 64) if below else 0
         if share > 0:
             sums *= share / 128
             np.rint(sums, out=sums)
@@ -149,10 +150,12 @@ class Predictor:
 
 def _step(errors: dtypes.Array, left: dtypes.Array, right: dtypes.Array, share: float, penalty: float) -> None:
     """A step of Newton for all rows of the left factor, in place."""
-    gradient = errors @ right
+    gradient = _product(errors, right, np.empty(left.shape))
     gradient *= _FACTOR / UNIT
     gradient -= left * (penalty * _FACTOR)
-    inverse = _inverse(share * (right.T @ right) + penalty * _FACTOR**2 * np.eye(right.shape[1]))
+    count = right.shape[1]
+    squares = share * _product(right.T, right, np.empty((count, count)))
+    inverse = _inverse(squares + penalty * _FACTOR**2 * np.eye(count))
     found = gradient[:, :1] * inverse[0]
     for k in range(1, len(inverse)):
         found += gradient[:, k : k + 1] * inverse[k]
@@ -160,6 +163,20 @@ def _step(errors: dtypes.Array, left: dtypes.Array, right: dtypes.Array, share: 
     left += found
     np.rint(left, out=left)
     np.clip(left, -_LARGEST_FACTOR, _LARGEST_FACTOR, out=left)
+
+
+def _product(left: dtypes.Array, right: dtypes.Array, out: dtypes.Array) -> dtypes.Array:
+    """Left @ right, of integers that float64 holds, a few rows at a time."""
+    height = max(1, _PRODUCTS // max(left.shape[1] * right.shape[1], 1))
+    for top in range(0, len(left), height):
+        part = slice(top, top + height)
+        np.matmul(left[part], right, out=out[part])
+    return out
+
+
+def _sum(one: dtypes.Array, other: dtypes.Array) -> float:
+    """The sum of all products of integers."""
+    return float(np.einsum("ij,ij->", one, other))
 
 
 def _inverse(matrix: dtypes.Array) -> dtypes.Array:

@@ -50,7 +50,7 @@ class Writer:
         """
         self._memory = memory
         self.allowed = allowed
-        self.taken = 0  # of these
+        self.taken = costs.Cost(0, 0)  # of these, and the most working bytes
         self._raw: list[bytes] = []
         self._coded = rans.Encoder()
         self._extra = bits.Writer()
@@ -62,7 +62,8 @@ class Writer:
     def take(self, cost: costs.Cost) -> None:
         """Allows for a finer way of coding."""
         self.allowed -= cost.operations
-        self.taken += cost.operations
+        most = max(self.taken.working_bytes, cost.working_bytes)
+        self.taken = costs.Cost(self.taken.operations + cost.operations, most)
 
     def raw(self, leaf: dtypes.Array) -> None:
         """The bytes of a held array."""

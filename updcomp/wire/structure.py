@@ -137,6 +137,7 @@ def _spec(dtype: Any, width: Any, *shape: Any) -> dtypes.Spec:
     numbers = [width, *shape]
     if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError(f"a leaf of dtype {dtype!r}, width and axes {numbers}")
-    if len(shape) > _MOST_AXES or math.prod(shape) >= 1 << 62:
-        raise ValueError(f"a leaf of {len(shape)} axes and {math.prod(shape)} weights")
+    size = math.prod(axis or 1 for axis in shape) * width  # arrays without elements have such a limit as well
+    if len(shape) > _MOST_AXES or size >= 1 << 63:
+        raise ValueError(f"a leaf of {len(shape)} axes and {size} bytes")
     return dtypes.Spec(shape, dtypes.named(dtype, width))

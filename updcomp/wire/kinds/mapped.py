@@ -83,7 +83,7 @@ def _said(head: kind.Head, shape: tuple[int, ...]) -> tuple[Map, Sizes, bool]:
         raise errors.CorruptUpdateError(f"map: expected 0 to {max(maps.BY_NUMBER)} and a rank, found {number}")
     found = maps.BY_NUMBER[number]
     z = sizes_of(shape, kind.view_of(head, len(shape)), length, 1 << exponent)
-    if (z.size or length) and (misfit := _misfit(found, z)):
+    if misfit := _misfit(found, z):
         raise errors.CorruptUpdateError(misfit)
     if exponent and not found.is_ranked:
         raise errors.CorruptUpdateError(f"rank: expected none for {found.name!r}, found {z.rank}")
@@ -92,8 +92,6 @@ def _said(head: kind.Head, shape: tuple[int, ...]) -> tuple[Map, Sizes, bool]:
 
 def _cost(head: kind.Head, spec: dtypes.Spec, lanes: int) -> costs.Cost:
     found, z, is_plain = _said(head, spec.shape)
-    if not z.size:
-        return costs.total()
     view, work = kind.view_of(head, len(spec.shape)), found.work(z)
     parts = [costs.tokens(0 if is_plain else z.length, lanes, contexts=1)]
     if work.basis_rank:
