@@ -31,7 +31,7 @@ def subspace(
       aux: bits of the aux leaves' deltas; None leaves them as deployed, which costs little accuracy here.
       rate: multiplies the task's learning rate; a coefficient moves many weights a little, so it wants to be high.
       widen: kernels that are narrower than the rank on one side get more columns on the other; see
-        `updcomp.subspace.widened`. For the same bytes a lower rank is enough then.
+        `updcomp.subspace.widened`. It pays where the last layer has to change much, as for new classes.
 
     Returns:
       A method.
