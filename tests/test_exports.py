@@ -34,17 +34,8 @@ METHODS = {
     "random_mask": {"ratio": 0.3},
     "magnitude_mask": {"ratio": 0.3},
     "neurons": {"selection": "velocity", "weights": 0.5},
-    "fit_budget": {"max_bytes": 10_000, "families": ("full",)},
     "random_low_rank": {"rank": 2},
-    "subsample": {"ratio": 0.3},
-    "stochastic_quantize": {"bits": 2},
     "truncated_svd": {"rank": 2},
-    "vera": {"rank": 2},
-    "uni_lora": {"size": 8},
-    "tiny_lora": {"size": 4},
-    "nola": {"size": 8},
-    "pranc": {"size": 8},
-    "fourier": {"size": 4},
 }
 MODULES = [
     importlib.import_module(info.name)
@@ -167,7 +158,7 @@ def test_every_program_of_the_library_lowers_for_gpus_and_tpus():
         assert dict(updcomp.diff(sharded(deployed), sharded(other)).blocks)
         still = Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
         shifts.shift_dataset(still, shifts.random_rotation, worlds.KEY, low=30.0, high=45.0)
-    assert METHODS.keys() == methods.METHODS.keys()
+    assert METHODS.keys() < methods.METHODS.keys()  # the others train by programs of these
     assert {where for where, *_ in exports} == all_compiled()
     spans = {(where, exported.nr_devices) for (where, *_), exported in exports.items()}
     trained = {where for where, _ in spans if where[0] == "updcomp.training.steps"}
