@@ -1,6 +1,5 @@
 """Models of images before and after these turn, the perceptron and the small VGG of the codec's cases; their judges."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,9 +19,9 @@ from updcomp.wire import apply
 
 Weights = dict[str, np.ndarray]
 
-_CONFIGS = {
-    "A": ShiftConfig(dataset="mnist"),
-    "B": ShiftConfig(dataset="cifar10", model="vgg", augment="none", pretrain_epochs=4, epochs=4),
+_SETTINGS: dict[str, dict[str, Any]] = {  # a config asks JAX for its devices, which is too early here
+    "A": {"dataset": "mnist"},
+    "B": {"dataset": "cifar10", "model": "vgg", "augment": "none", "pretrain_epochs": 4, "epochs": 4},
 }
 _CHOOSING = 5_000  # samples on which steps are chosen; no other use is made of them
 
@@ -47,7 +46,7 @@ class _Parts(NamedTuple):
 
 def _of(name: str, data_dir: str | None) -> tuple[ShiftConfig, models.Model]:
     model = models.mlp() if name == "A" else models.vgg(stages=((32,), (64,), (128,)), dense=(512,))
-    return dataclasses.replace(_CONFIGS[name], data_dir=data_dir), model
+    return ShiftConfig(**_SETTINGS[name], data_dir=data_dir), model
 
 
 def _turned(samples: data.Dataset, key: jax.Array) -> data.Dataset:

@@ -97,7 +97,7 @@ def fit_budget(
         if unknown := [name for name in families or () if name not in FAMILIES]:
             raise Error(f"families: expected some of {', '.join(FAMILIES)}, found {unknown[0]!r}")
         families = {name: FAMILIES[name] for name in families or FAMILIES}
-    return _Fitted(max_bytes, tuple(families.items()), finalists, {"compact": compact, "budget": budget})
+    return _Fitted(max_bytes, tuple(families.items()), finalists, compact, budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +107,13 @@ class _Fitted:
     max_bytes: int
     families: tuple[tuple[str, Family], ...]
     finalists: int
-    encoding: Mapping[str, Any]  # options of `api.encode`
+    compact: bool
+    budget: float
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """Trains the update."""
-        searches = [_Search(name, family, key, deployed, task, self.encoding) for name, family in self.families]
+        encoding = {"compact": self.compact, "budget": self.budget}
+        searches = [_Search(name, family, key, deployed, task, encoding) for name, family in self.families]
         fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
             smallest = min(searches, key=lambda search: search.tried(0).bytes)
@@ -121,7 +123,7 @@ class _Fitted:
             )
         best = sorted(fitting, key=lambda search: -_order(search.tried(fitting[search])))[: self.finalists]
         found = [search.in_full(fitting[search], self.max_bytes) for search in best]
-        return max(found, key=_order).packet._replace(compact=self.encoding["compact"])
+        return max(found, key=_order).packet._replace(compact=self.compact)
 
 
 def _order(tried: _Tried) -> float:
