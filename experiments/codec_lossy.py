@@ -57,9 +57,15 @@ def uniform_bits(zstandard: Any, old: Weights, new: Weights, step: float) -> Mad
     return made._replace(size=made.size + 4 * len(old))
 
 
+def within_bytes(old: Weights, new: Weights, step: float) -> Made:
+    """What `updcomp.diff(max_bytes=)` makes of the bytes that one step for all leaves takes."""
+    update = api.encode(api.diff(old, new, max_bytes=ours(old, new, step).size), old)
+    return Made(len(update), dict(api.apply(update, old)))
+
+
 def ways(zstandard: Any | None) -> dict[str, Way]:
     """All ways that are there, by name."""
-    found: dict[str, Way] = {"updcomp, a step": ours}
+    found: dict[str, Way] = {"updcomp, a step": ours, "updcomp, as many bytes": within_bytes}
     if zstandard is not None:
         found["a step, zstd -19"] = functools.partial(uniform, zstandard)
         found["uniform bits, zstd -19"] = functools.partial(uniform_bits, zstandard)
