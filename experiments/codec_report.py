@@ -8,7 +8,6 @@ from experiments import report
 from updcomp.edge import files
 
 Figures = Mapping[str, Any]
-_MEGABYTES = ("encode MB/s", "apply MB/s")
 
 
 def write(workdir: Path, figures: Figures) -> None:

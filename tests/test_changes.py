@@ -91,7 +91,7 @@ def test_the_same_object_is_not_looked_at(brought, monkeypatch):
 
 
 def test_leaves_on_the_host_are_neither_copied_nor_sent_when_equal(monkeypatch):
-    monkeypatch.setattr(changes, "_PIECE", 8)
+    monkeypatch.setattr(dtypes, "_SLICE", 8)
     old = {"a": np.ones(33, np.float32), "b": np.ones(3), "empty": np.zeros((0, 2)), "n": np.float32(1)}
     new = {name: leaf.copy() for name, leaf in old.items()}
     new["a"][-1] = 2

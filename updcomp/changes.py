@@ -20,7 +20,6 @@ from updcomp.wire.kind import Block
 from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.packet import LazyBlocks
 
-_PIECE = 1 << 20  # elements that are compared at once
 _POSITION = 8  # bytes
 
 _Maker = Callable[[dtypes.Model], Block]
@@ -176,6 +175,4 @@ def _may_differ(old: Any, new: Any, name: str, before: dtypes.Model, after: dtyp
     """Whether two leaves differ, or cannot be compared without copies on the host."""
     if any(isinstance(leaf, jax.Array) and _is_away(leaf) for leaf in (old, new)):
         return True
-    bits, others = dtypes.flat_bits(before[name]), dtypes.flat_bits(after[name])
-    ends = range(0, len(bits), _PIECE)
-    return any(not np.array_equal(bits[at : at + _PIECE], others[at : at + _PIECE]) for at in ends)
+    return not dtypes.same_bits(before[name], after[name])

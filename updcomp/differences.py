@@ -218,7 +218,7 @@ def _block(
     name: str, before: dtypes.Model, after: dtypes.Model, *, step: float | None, max_error: float | None
 ) -> Block:
     new = after[name]
-    if (step is None and max_error is None) or not rounding.is_lossy(new.dtype):
+    if (step is None and max_error is None) or not dtypes.takes_increments(new.dtype):
         return Exact(new)
     old, new = dtypes.hold(before[name]), dtypes.hold(new)
     if max_error is not None:

@@ -165,7 +165,7 @@ def room(folder: Path, found: state.State, size: int, *needed: int) -> state.Sta
 
 def added(update: bytes) -> int:
     """Bytes of the leaves that an update adds."""
-    structure = header.parse(update).structure
+    structure = container.structure_of(update)
     return 0 if structure is None else structure.nbytes
 
 

@@ -141,10 +141,10 @@ def _survey(
     found = _Survey({}, {})
     for name in names:
         old, new = dtypes.hold(before[name]), dtypes.hold(after[name])
-        if np.array_equal(dtypes.flat_bits(old), dtypes.flat_bits(new)):
+        if dtypes.same_bits(old, new):
             continue
         leaf = None
-        if rounding.is_lossy(new.dtype):
+        if dtypes.takes_increments(new.dtype):
             with of_leaf(name):
                 leaf = sampling.survey(old, new, sensitivity(name))
         if leaf is None:

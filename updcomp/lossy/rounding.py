@@ -14,16 +14,10 @@ from updcomp.wire.kinds.dense import Dense
 from updcomp.wire.kinds.exact import Exact
 from updcomp.wire.kinds.sparse import Sparse
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 SPARSE_DENSITY = 1 / 64  # below it, coding the positions of what changed beats coding every weight
 _SLICE = 1 << 18  # weights at a time: temporaries stay small beside the leaf
 _DITHER = 0.04  # of a spacing
 _CLOSE = 1.0  # bits of a weight by which a rough guess of its size may be wrong
-
-
-def is_lossy(dtype: np.dtype) -> bool:
-    """Whether leaves of this dtype may be changed by multiples of a step; integers and float8 stay exact."""
-    return dtypes.name(dtype) in _FLOATS
 
 
 def change(old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ import math
 
 from updcomp import selection
 from updcomp.methods.mapped import ONES, Recipe
-from updcomp.wire import basis, rotations
+from updcomp.wire import basis, map_products, rotations
 from updcomp.wire.mapping import Sizes
-from updcomp.wire.views import View
 
 _BASIS = 2.0 ** (2 * basis.FRACTION)  # length of the product of a column of A and one of B
 _WAVE = 2.0 ** (2 * basis.FRACTION) / math.sqrt(2)  # root mean square of a wave
@@ -17,7 +16,7 @@ def _rank(z: Sizes, rank: float) -> int:
 
 
 def _coefficients(z: Sizes, rank: float) -> int:
-    largest = min(int(rank), basis.max_rank((z.stack, z.fan_in, z.fan_out), View((1,), (2,))))
+    largest = min(int(rank), map_products.largest_basis(z))
     return z.stack * min(largest, z.fan_in) * min(largest, z.fan_out)
 
 
@@ -55,4 +54,4 @@ TIED = Recipe(
 )
 COEFFICIENTS = Recipe("coefficients", _coefficients, lambda z: _BASIS, 16, seeded=False)
 PLACES = Recipe("places", lambda z, ratio: selection.budget(ratio, z.size), lambda z: 1.0, 28)
-SPREAD = Recipe("spread", lambda z, size: int(size), lambda z: math.sqrt(min(rotations.padded(z.size), 1 << 12)), 28)
+SPREAD = Recipe("spread", lambda z, size: int(size), lambda z: math.sqrt(rotations.block(z.size)), 28)

@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 
-from updcomp.wire import costs, dtypes, models, positions, streams
+from updcomp.wire import costs, dtypes, lines, models, positions, streams
 from updcomp.wire.coder import Coder
 
 _CLASSES = 64  # contexts of a matrix, half-octaves of the mean magnitude from 2^-10
 _SMALLEST = 64  # integers for which classes could pay
-_SWEEPS = 4
 _EXPONENTS = 64  # contexts of an exact leaf
 
 
@@ -86,20 +85,11 @@ def _places(occurring: dtypes.Array) -> dtypes.Array:
 
 
 def _classes(values: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
-    """Half-octaves (r, c) with mean |values_ij| about 2^((r_i + c_j) / 2), by alternating maximum likelihood.
-
-    For a Laplace distribution of scale x_i y_j the best x_i is the mean over j of |values_ij| / y_j, and the other way
-    round. Half a unit is added to every sum, so that a row of zeros has a class.
-    """
-    magnitudes = np.abs(values).astype(np.float32)
-    y = np.ones(values.shape[1], np.float32)
-    for _ in range(_SWEEPS):
-        # Not by BLAS, whose threads wait for each other longer than this takes.
-        x = (np.einsum("ij,j->i", magnitudes, 1 / y) + 0.5) / len(y)
-        y = (np.einsum("ij,i->j", magnitudes, 1 / x) + 0.5) / len(x)
-    shift = np.median(np.log2(x))
-    rows = np.rint(2 * (np.log2(x) - shift)).astype(np.int64)
-    columns = np.rint(2 * (np.log2(y) + shift)).astype(np.int64)
+    """Half-octaves (r, c) with mean |values_ij| about 2^((r_i + c_j) / 2)."""
+    rows, columns = lines.logs(np.abs(values).astype(np.float32))
+    shift = np.median(rows)
+    rows = np.rint(2 * (rows - shift)).astype(np.int64)
+    columns = np.rint(2 * (columns + shift)).astype(np.int64)
     return np.clip(rows, -128, 127), np.clip(columns, -128, 127)
 
 

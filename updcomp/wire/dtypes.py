@@ -221,6 +221,15 @@ def compute_dtype(leaf: Array) -> type[np.floating[Any]]:
     return _FLOATS[found]
 
 
+def takes_increments(dtype: np.dtype[Any]) -> bool:
+    """Whether leaves of this dtype may be changed by multiples of a step; integers and float8 stay exact.
+
+    >>> takes_increments(BFLOAT16), takes_increments(np.dtype(bool))
+    (True, False)
+    """
+    return name(dtype) in _FLOATS
+
+
 def to_floats(leaf: Array) -> Array:
     """The values of a held float leaf in its compute dtype, exactly; no copy where the dtype is the same.
 

@@ -140,14 +140,15 @@ def _core(z: Sizes, rank: int) -> tuple[int, int, int]:
     return z.stack, min(rank, z.fan_in), min(rank, z.fan_out)
 
 
-def _largest_basis(z: Sizes) -> int:
+def largest_basis(z: Sizes) -> int:
+    """The largest rank of a basis of such matrices."""
     return basis.max_rank((z.stack, z.fan_in, z.fan_out), views.View((1,), (2,)))
 
 
 def _coefficients_rank(z: Sizes) -> int:
     low, each = min(z.fan_in, z.fan_out), z.length // max(z.stack, 1)
     rank = math.isqrt(each) if each <= low * low else each // max(low, 1)
-    return rank if 1 <= rank <= _largest_basis(z) and math.prod(_core(z, rank)) == z.length else 0
+    return rank if 1 <= rank <= largest_basis(z) and math.prod(_core(z, rank)) == z.length else 0
 
 
 def _bases(site: Site, rank: int) -> tuple[dtypes.Array, dtypes.Array]:
@@ -164,7 +165,7 @@ def _coefficients(v: Any, constants: Any, z: Sizes) -> tuple[Any, ...]:
 
 
 def _tied_rank(z: Sizes) -> int:
-    return z.rank if z.rank <= _largest_basis(z) and 1 <= z.length <= MOST_SUMMED else 0
+    return z.rank if z.rank <= largest_basis(z) and 1 <= z.length <= MOST_SUMMED else 0
 
 
 def _tied_constants(site: Site) -> tuple[dtypes.Array, ...]:

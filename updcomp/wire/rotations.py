@@ -18,14 +18,22 @@ def _bits(size: int) -> int:
     return min(max(size - 1, 0).bit_length(), _LARGEST)
 
 
+def block(size: int) -> int:
+    """The entries that are rotated together.
+
+    >>> block(5000), block(10)
+    (4096, 16)
+    """
+    return 1 << _bits(size)
+
+
 def padded(size: int) -> int:
     """The entries of all blocks.
 
     >>> padded(5000), padded(10)
     (8192, 16)
     """
-    block = 1 << _bits(size)
-    return -(-size // block) * block
+    return -(-size // block(size)) * block(size)
 
 
 def hadamard(size: int) -> tuple[dtypes.Array, dtypes.Array]:

@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from updcomp.wire import apply as apply_
 from updcomp.wire import container, decoding, dtypes, errors, fingerprint, header, recent
 from updcomp.wire.kind import Block
@@ -81,7 +79,7 @@ class _Row(Mapping[str, Block]):
         if all(parts.seed == self._seed for parts in self._parts):
             return True
         again = apply_.apply_block(block, old, seed=self._seed, index=index)
-        return np.array_equal(dtypes.flat_bits(again), dtypes.flat_bits(new))
+        return dtypes.same_bits(again, new)
 
 
 def squash(
@@ -110,6 +108,7 @@ def squash(
       CostError: it takes more than the budget.
       Error: there is no update, or one covers metadata and none are given.
 
+    >>> import numpy as np
     >>> from updcomp.wire.kinds.raw import Raw
     >>> models = [{"w": np.float32([number])} for number in range(3)]
     >>> pairs = zip(models, models[1:])
@@ -135,7 +134,7 @@ def _check_row(updates: Sequence[bytes], base: dtypes.Model) -> bytes:
     if not updates:
         raise errors.Error("updates: expected at least one, found none")
     for number, update in enumerate(updates, 1):
-        if header.parse(update).structure is not None:
+        if container.structure_of(update) is not None:
             raise errors.Error(
                 f"update {number} of {len(updates)}: expected one of the base's own leaves, found one that adds or "
                 "removes some; apply it by itself, or make one update between the first model and the last"

@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from updcomp.wire import cells, changes, costs, dtypes, errors, kind, models, pieces, streams, tokens, workers
+from updcomp.wire import cells, changes, costs, dtypes, errors, kind, lines, models, pieces, streams, tokens, workers
 
 _CONTEXTS = 64
 _MIDDLE = 32
 _PIECE = 1 << 20  # weights of a piece
 _WIDEST = 1 << 14  # columns that have sizes of their own
 _SMALLEST = 64  # weights for which sizes of rows and columns could pay
-_SWEEPS = 4
 _FURTHEST = 127
 _PER_WEIGHT = 12  # operations: of cells, and their plain bits
 _HELD = 20  # bytes of a weight of a piece: its token and context, and in half of a piece what decoding them takes
@@ -105,8 +104,8 @@ def cost(spec: dtypes.Spec, lanes: int) -> costs.Cost:
         count = part.stop - part.start
         own = pieces.lanes_of(count) if in_pieces else lanes
         operations += costs.tokens(count, own).operations
-        for lines in (count // columns, columns) if columns else ():
-            operations += costs.tokens(lines, own, contexts=1).operations
+        for line in (count // columns, columns) if columns else ():
+            operations += costs.tokens(line, own, contexts=1).operations
     longest = max((part.stop - part.start for part in parts), default=0)
     held = _HELD * longest + _SLICE_BYTES
     return costs.total(
@@ -204,27 +203,17 @@ def _choose(segment: streams.Segment, moves: dtypes.Array, exponents: dtypes.Arr
         alike = alike._replace(scale=segment.best_scale())
     if not columns:
         return alike
-    rows, across = _lines(magnitudes.reshape(-1, columns))
+    rows, across = (2 * part for part in lines.logs(magnitudes.reshape(-1, columns)))  # half-octaves
     shift = float(np.median(rows)) + float(np.median(across))
     parts = [np.clip(np.rint(part - np.median(part)), -_FURTHEST, _FURTHEST) for part in (rows, across)]
     own = _Sizes(_half_octaves(2 ** (shift / 2)), middle, *(part.astype(np.int64) for part in parts))
     bits = [_bits(segment.symbols, sizes, exponents) for sizes in (alike, own)]
-    lines = sum(_entropy(np.unique(part, return_counts=True)[1][None]) for part in parts)
-    return own if bits[1] + lines < bits[0] else alike
+    sent = sum(_entropy(np.unique(part, return_counts=True)[1][None]) for part in parts)
+    return own if bits[1] + sent < bits[0] else alike
 
 
 def _half_octaves(mean: float) -> int:
     return int(np.clip(np.rint(models.UNIT_SCALE + 2 * np.log2(max(mean, 1e-9))), 0, models.SCALES - 1))
-
-
-def _lines(magnitudes: dtypes.Array) -> tuple[dtypes.Array, dtypes.Array]:
-    """Half-octaves (r, c) of mean magnitudes of about 2^((r_i + c_j) / 2), by alternating maximum likelihood."""
-    y = np.ones(magnitudes.shape[1], np.float32)
-    for _ in range(_SWEEPS):
-        # Not by BLAS, whose threads wait for each other longer than this takes.
-        x = (np.einsum("ij,j->i", magnitudes, 1 / y) + 0.5) / len(y)
-        y = (np.einsum("ij,i->j", magnitudes, 1 / x) + 0.5) / len(x)
-    return 2 * np.log2(x), 2 * np.log2(y)
 
 
 def _bits(symbols: dtypes.Array, sizes: _Sizes, exponents: dtypes.Array | None) -> float:
