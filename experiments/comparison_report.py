@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import report
-from experiments.report import Report, Table
+from experiments.report import Picture, Report, Table
 from experiments.results import Row
 from experiments.settings import REFERENCE
 from experiments.specs import describe
@@ -164,5 +164,5 @@ def write(workdir: Path, rows: Sequence[Row], score: Score, *, command: str, tit
         "empty one. Training excludes compilation."
     )
     said = conclusion(rows, summaries, score)
-    shown = Report(title, command, table(summaries, score), said, f"{score.name}_vs_bytes", legend)
-    return report.write(workdir, shown, lambda panels: draw(panels, rows, summaries, score, title=title))
+    picture = Picture(f"{score.name}_vs_bytes", lambda panels: draw(panels, rows, summaries, score, title=title))
+    return report.write(workdir, Report(title, command, [table(summaries, score), said], [picture], legend))

@@ -12,7 +12,7 @@ from scipy import special  # type: ignore[import-untyped]
 
 from experiments import neurons_arms, report
 from experiments.neurons_arms import CLASSIFIER, EVERYTHING, FULL, UNFIT, Arm
-from experiments.report import Report, Table
+from experiments.report import Picture, Report, Table
 from experiments.results import Row
 from updcomp.methods.selections import SELECTIONS
 
@@ -271,6 +271,5 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str, title: str) -> st
     full = neurons_arms.reference(found)
     title = f"{title}: training some neurons"
     sentences = (compared(found), depth(found, full), smallest(found, full))
-    said = "\n\n".join(sentence for sentence in sentences if sentence)
-    shown = Report(title, command, table(found, full), said, "accuracy_vs_memory", LEGEND)
-    return report.write(workdir, shown, lambda panels: draw(panels, found, full, title=title))
+    picture = Picture("accuracy_vs_memory", lambda panels: draw(panels, found, full, title=title))
+    return report.write(workdir, Report(title, command, [table(found, full), *sentences], [picture], LEGEND))

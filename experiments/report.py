@@ -46,42 +46,47 @@ class Table(NamedTuple):
         return f"<table>\n<thead>{line(self.head, 'th')}</thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
 
 
+class Picture(NamedTuple):
+    """A plot."""
+
+    name: str  # of its file, without the suffix
+    draw: Callable[[Any], None]  # on its panels, a list of matplotlib's axes
+    panels: int = 1  # one below the other, with one x axis
+
+
 class Report(NamedTuple):
     """What a report says."""
 
     title: str
     command: str  # that makes all its rows
-    table: Table
-    conclusion: str  # one paragraph below the table; empty for none
-    picture: str  # name of the plot's file, without its suffix
+    parts: Sequence[Table | str]  # tables and paragraphs, which the terminal shows as well
+    pictures: Sequence[Picture]
     legend: str  # one paragraph: what the columns are
 
 
-def write(workdir: Path, report: Report, draw: Callable[[Any], None], *, panels: int = 1) -> str:
-    """Writes `report.md` with its plot as `.png`, and `report.html`, one file that has the plot in itself.
+def write(workdir: Path, report: Report) -> str:
+    """Writes `report.md` with its plots as `.png`, and `report.html`, one file that has the plots in itself.
 
     Args:
       workdir: the experiment's folder.
       report: what they say.
-      draw: draws the plot on its panels: a list of matplotlib's axes.
-      panels: how many, one below the other, with one x axis.
 
     Returns:
-      What the terminal shows: the table and the conclusion.
+      What the terminal shows: the tables and paragraphs.
     """
-    png, svg = figure(draw, panels)
-    files.write_bytes(workdir / f"{report.picture}.png", png)
-    said = [report.conclusion] if report.conclusion else []
-    shown = "\n\n".join([report.table.markdown(), *said])
-    picture = f"![{report.picture.replace('_', ' ')}]({report.picture}.png)"
-    text = "\n\n".join([f"# {report.title}", f"    {report.command}", shown, picture, report.legend])
+    figures = {picture.name: figure(picture.draw, picture.panels) for picture in report.pictures}
+    for name, (png, _) in figures.items():
+        files.write_bytes(workdir / f"{name}.png", png)
+    shown = "\n\n".join(part.markdown() if isinstance(part, Table) else part for part in report.parts if part)
+    links = [f"![{name.replace('_', ' ')}]({name}.png)" for name in figures]
+    text = "\n\n".join([f"# {report.title}", f"    {report.command}", shown, *links, report.legend])
     files.write_bytes(workdir / "report.md", f"{text}\n".encode())
-    escaped = [html.escape(text) for text in (report.title, report.command, *said, report.legend)]
-    title, command, *paragraphs = escaped
-    parts = [f"<h1>{title}</h1>", f"<pre>{command}</pre>", report.table.html()]
-    parts += [*(f"<p>{paragraph}</p>" for paragraph in paragraphs[:-1]), svg, f"<p>{paragraphs[-1]}</p>"]
+    title, command, legend = (html.escape(text) for text in (report.title, report.command, report.legend))
+    parts = [part.html() if isinstance(part, Table) else f"<p>{html.escape(part)}</p>" for part in report.parts if part]
+    drawn = [svg for _, svg in figures.values()]
+    body = [f"<h1>{title}</h1>", f"<pre>{command}</pre>", *parts, *drawn, f"<p>{legend}</p>"]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    page = "\n".join(["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>', *parts, "</body></html>"])
+    page = "\n".join(["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>', *body, "</body></html>"])
     files.write_bytes(workdir / "report.html", f"{page}\n".encode())
     return shown
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import report
-from experiments.report import Report, Table
+from experiments.report import Picture, Report, Table
 from experiments.results import Row
 from experiments.specs import describe
 
@@ -171,5 +171,5 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
     identity = rows[0].identity
     settings = [describe(row.identity.setting) for row in rows if row.identity.setting]
     title = ", ".join([identity.dataset, identity.model, *settings[:1]])
-    shown = Report(title, command, table(summarise(rows)), "", "accuracy_over_rounds", LEGEND)
-    return report.write(workdir, shown, lambda panels: draw(panels, rows, title=title), panels=2)
+    picture = Picture("accuracy_over_rounds", lambda panels: draw(panels, rows, title=title), panels=2)
+    return report.write(workdir, Report(title, command, [table(summarise(rows))], [picture], LEGEND))

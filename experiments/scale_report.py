@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import report
-from experiments.report import Report, Table
+from experiments.report import Picture, Report, Table
 from experiments.scale_cells import RATIO
 from experiments.scale_models import SIZES, WAYS
 
@@ -79,8 +79,8 @@ def write(workdir: Path, cells: Cells, *, command: str) -> str:
     largest = cells[max(cells, key=lambda name: (cells[name]["weights"], cells[name]["devices"], "data" not in name))]
     said = [_shown(cells), *(_projected(model, largest) for model in BEYOND)]
     title = "Training, selecting and encoding on many devices"
-    written = Report(title, command, table, "\n\n".join(said), "scale", LEGEND)
-    return report.write(workdir, written, lambda panels: _draw(panels, cells), panels=2)
+    picture = Picture("scale", lambda panels: _draw(panels, cells), panels=2)
+    return report.write(workdir, Report(title, command, [table, *said], [picture], LEGEND))
 
 
 def _line(name: str, cell: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import comparison_report, report, rounds_report
-from experiments.report import Report, Table
+from experiments.report import Picture, Report, Table
 from experiments.results import Identity, Row
 from experiments.worlds import Score
 
@@ -108,8 +108,9 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_holds_table_conclusion_command_and_plot_in_itself(tmp_path):
     table = Table(("bytes", "method"), [("10", "a<b"), ("1,000", "c")], left=(1,))
-    said = Report("Title", "python run.py '--settings=x;y'", table, "The end.", "score_vs_bytes", "What it is.")
-    shown = report.write(tmp_path, said, lambda panels: panels[0].plot([1, 2], [3, 4], label="line"))
+    picture = Picture("score_vs_bytes", lambda panels: panels[0].plot([1, 2], [3, 4], label="line"))
+    said = Report("Title", "python run.py '--settings=x;y'", [table, "", "The end."], [picture], "What it is.")
+    shown = report.write(tmp_path, said)
     assert shown == f"{table.markdown()}\n\nThe end."
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
@@ -128,10 +129,11 @@ def test_the_page_holds_table_conclusion_command_and_plot_in_itself(tmp_path):
 
 
 def test_the_same_rows_give_the_same_page(tmp_path):
-    said = Report("Title", "command", Table(("a",), [("b",)], left=()), "", "picture", "Legend.")
+    picture = Picture("picture", lambda panels: panels[0].plot([1, 2], [3, 4]))
+    said = Report("Title", "command", [Table(("a",), [("b",)], left=())], [picture], "Legend.")
     pages = set()
     for _ in range(2):
-        report.write(tmp_path, said, lambda panels: panels[0].plot([1, 2], [3, 4]))
+        report.write(tmp_path, said)
         pages.add((tmp_path / "report.html").read_bytes())
     assert len(pages) == 1
 
