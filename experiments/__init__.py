@@ -12,6 +12,8 @@ EXPERIMENTS = {
     "quickstart": "one world change on handwritten digits: every method, bytes against accuracy, in two minutes",
     "compare": "the same comparison on any dataset, model and shift",
     "language": "the same comparison of a character model that knew documentation and meets source code",
+    "front": "the score that bytes buy, every method tuned with the same effort: front, bytes to reach, mean savings",
+    "front_language": "the same of that character model",
     "rounds": "deep partial updating over many rounds, and all that its paper compares it with",
     "neurons": "training some neurons under a budget: ways to select them, what they take, and what they gain",
     "weight_sync": "a trainer that sends every step to a worker through files, each verified: sizes and seconds",

@@ -72,7 +72,7 @@ def run(
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
-            _compare(run, chosen.cells, progress)
+            measure(run, chosen.cells, progress)
     rows = results.rows
     shown = command(experiment, _of_rows(config, results, rows, chosen, defaults), workdir)
     runs.publish(
@@ -82,25 +82,31 @@ def run(
     return rows
 
 
-def _compare(run: Run, cells: Sequence[Cell], progress: Any) -> None:
-    """All rows of a seed."""
+def measure(run: Run, cells: Sequence[Cell], progress: Any) -> None:
+    """Adds the rows of a seed that are not there yet; several runs share the work.
+
+    Args:
+      run: the seed's.
+      cells: what is compared, the full update first: the other rows have its score as well.
+      progress: a bar.
+    """
     held = run.deployed()
     before = run.scores(held.variables)
 
     def lock_of(cell: Cell) -> Path:
         return run.lock(run.identity(cell.method, cell.setting))
 
-    def measure(cell: Cell) -> None:
+    def one(cell: Cell) -> None:
         progress.set_postfix_str("", refresh=False)  # the epoch of the one before
         progress.set_description(f"seed {run.seed} {cell.method} {describe(cell.setting)}")
         identity = run.identity(cell.method, cell.setting)
         run.measure(identity, cell.make, held, before, reference=run.identity(*REFERENCE))
         progress.update()
 
-    with runs.alone(lock_of(cells[0]), wait=True):  # the others' rows have its score as well
-        measure(cells[0])
+    with runs.alone(lock_of(cells[0]), wait=True):
+        one(cells[0])
     for cell in runs.shared(cells[1:], lock_of):
-        measure(cell)
+        one(cell)
 
 
 def _of_rows(config: Any, results: Results, rows: Sequence[Row], chosen: Chosen, defaults: Table) -> Any:

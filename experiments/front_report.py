@@ -1,0 +1,257 @@
+"""What people read of fronts: the points, the bytes that reach a score, mean savings, the plot."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import front_figures, report
+from experiments.front_curves import BASELINE, FLOAT, KINDS, OWN, PEER, TUNING, Curve, curve_of
+from experiments.front_figures import Line
+from experiments.report import Picture, Report, Table
+from experiments.results import Row
+from experiments.settings import REFERENCE
+from experiments.specs import describe
+from experiments.worlds import Score
+
+AGAINST = ("random_mask", "LoRA-XS")  # what mean savings are told against
+_SHARES = (0.9, 0.95, 0.98)  # of the full update's gain
+
+
+class Told(NamedTuple):
+    """What a report is made of."""
+
+    curves: Sequence[Curve]
+    rows: Sequence[Row]
+    score: Score
+    reach: Sequence[float]  # scores; none: those at `_SHARES`
+    tune_epochs: int
+    epochs: int
+
+    @property
+    def measured(self) -> list[Row]:
+        """The rows of all seeds but the one that tunes."""
+        return [row for row in self.rows if row.identity.seed != TUNING]
+
+    @property
+    def full(self) -> list[Row]:
+        """Those of the raw full update."""
+        return [row for row in self.measured if (row.identity.method, row.identity.setting) == REFERENCE]
+
+    def mean(self, metric: str) -> float:
+        """Of the raw full update's rows."""
+        return float(np.mean([row.metrics[metric] for row in self.full]))
+
+    def scores(self) -> list[float]:
+        """Those that a table gives the bytes to."""
+        if self.reach:
+            return list(self.reach)
+        start, end = (self.mean(f"{kind}{self.score.name}") for kind in ("deployed_", ""))
+        return [start + share * (end - start) for share in _SHARES]
+
+
+class Point(NamedTuple):
+    """A setting on the seeds that measure; arrays have one entry a seed, in their order."""
+
+    setting: str
+    sizes: np.ndarray  # bytes of the file
+    scores: np.ndarray  # on the test data
+    validation: float  # mean score on the validation data, by which points are kept or dropped
+    sent: int  # seeds whose update was worth sending
+    train_seconds: float  # mean
+
+
+Points = Mapping[str, list[Point]]  # curve -> its points, smallest update first
+
+
+def points(told: Told) -> Points:
+    """Every curve's settings that all seeds have measured."""
+    seeds = sorted({row.identity.seed for row in told.measured})
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(told.measured, key=lambda row: row.identity.seed):
+        curve = curve_of(told.curves, (row.identity.method, row.identity.setting))
+        if curve is not None:
+            groups.setdefault((curve.name, describe(row.identity.setting)), []).append(row)
+    found: dict[str, list[Point]] = {curve.name: [] for curve in told.curves}
+    for (name, setting), rows in groups.items():
+        if [row.identity.seed for row in rows] == seeds:
+            found[name].append(_point(setting, rows, told.score.name))
+    return {name: sorted(own, key=lambda point: point.sizes.mean()) for name, own in found.items() if own}
+
+
+def _point(setting: str, rows: Sequence[Row], score: str) -> Point:
+    def all_of(metric: str) -> np.ndarray:
+        return np.array([row.metrics[metric] for row in rows], float)
+
+    return Point(
+        setting,
+        all_of("update_bytes"),
+        all_of(score),
+        float(all_of(f"validation_{score}").mean()),
+        int(all_of("sent").sum()),
+        float(all_of("train_seconds").mean()),
+    )
+
+
+def lines(own: Sequence[Point], score: Score) -> list[Line]:
+    """A curve's line on each seed: the points that are a front on the validation data."""
+    kept = [own[i] for i in _kept(own, score)]
+    seeds = range(len(own[0].sizes))
+    return [
+        Line(np.array([p.sizes[i] for p in kept]), score.sign * np.array([p.scores[i] for p in kept])) for i in seeds
+    ]
+
+
+def _kept(own: Sequence[Point], score: Score) -> list[int]:
+    return front_figures.front([p.sizes.mean() for p in own], [score.sign * p.validation for p in own])
+
+
+def points_table(told: Told, found: Points) -> Table:
+    """All points; those that are a front of all curves on the validation data have a star."""
+    every = sorted(((name, p) for name, own in found.items() for p in own), key=lambda pair: pair[1].sizes.mean())
+    stars = set(_kept([p for _, p in every], told.score))
+    start, end = (told.mean(f"{kind}{told.score.name}") for kind in ("deployed_", ""))
+    body = [
+        (
+            "*" if i in stars else "",
+            f"{point.sizes.mean():,.0f}",
+            name,
+            point.setting,
+            told.score.shown(float(point.scores.mean()), _spread(point.scores)),
+            f"{100 * (point.scores.mean() - start) / (end - start):.0f} %" if end != start else "-",
+            f"{point.sent}/{len(point.sizes)}",
+            f"{point.train_seconds:.1f}",
+        )
+        for i, (name, point) in enumerate(every)
+    ]
+    head = ("front", "bytes", "curve", "setting", told.score.label, "of the full gain", "sent", "training s")
+    return Table(head, body, left=(0, 2, 3))
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def reach_table(told: Told, found: Points) -> Table:
+    """Bytes that reach each score, by curve, and mean savings against two of them."""
+    wanted, kinds = told.scores(), {curve.name: curve.kind for curve in told.curves}
+    own = {name: lines(own, told.score) for name, own in found.items()}
+    against = [name for name in AGAINST if name in own]
+    body = []
+    for name in sorted(own, key=lambda name: (KINDS.index(kinds[name]), name)):
+        reached = [_bytes(own[name], told.score.sign * score) for score in wanted]
+        savings = [front_figures.over_seeds([*map(front_figures.mean_saving, own[name], own[a])]) for a in against]
+        body.append(
+            (
+                name,
+                kinds[name],
+                *("-" if math.isnan(mean) else f"{mean:,.0f}{_plus_minus(spread)}" for mean, spread in reached),
+                *("-" if math.isnan(mean) else f"{100 * mean:+.0f} %" for mean, _ in savings),
+            )
+        )
+    head = ("curve", "kind", *(f"bytes at {told.score.shown(score)}" for score in wanted))
+    return Table((*head, *(f"saves against {name}" for name in against)), body, left=(0, 1))
+
+
+def _bytes(own: Sequence[Line], score: float) -> tuple[float, float]:
+    return front_figures.over_seeds([line.bytes_to_reach(score) for line in own])
+
+
+def _plus_minus(spread: float) -> str:
+    return "" if math.isnan(spread) else f" ± {spread:,.0f}"
+
+
+def conclusion(told: Told, found: Points) -> str:
+    """How many times fewer bytes our best curve takes than the best of each other kind, at every score."""
+    own = {name: lines(own, told.score) for name, own in found.items()}
+    said = []
+    for score in told.scores():
+        best = {kind: _best(told, own, kind, told.score.sign * score) for kind in KINDS}
+        ours = best[OWN]
+        if ours is None:
+            said.append(f"No curve of our own reaches {told.score.label} {told.score.shown(score)} on every seed.")
+            continue
+        name, size = ours
+        others = [f"{_ratio(best[kind], size)} {kind}" for kind in (BASELINE, FLOAT, PEER)]
+        said.append(f"{told.score.label} {told.score.shown(score)}: {size:,.0f} bytes ({name}); {'; '.join(others)}.")
+    return " ".join(said)
+
+
+def _best(told: Told, own: Mapping[str, list[Line]], kind: str, score: float) -> tuple[str, float] | None:
+    sizes = {
+        curve.name: _bytes(own[curve.name], score)[0]
+        for curve in told.curves
+        if curve.kind == kind and curve.name in own
+    }
+    known = {name: size for name, size in sizes.items() if not math.isnan(size)}
+    return min(known.items(), key=lambda pair: pair[1]) if known else None
+
+
+def _ratio(best: tuple[str, float] | None, size: float) -> str:
+    return "not reached by any" if best is None else f"{best[1] / size:.2f} times as many with {best[0]}, the best"
+
+
+def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
+    """The score against bytes (log axis), one line a curve: ours thick, the peers' dashed, float32 dotted.
+
+    Args:
+      panels: one of matplotlib's axes.
+      told: what is reported.
+      found: of its rows.
+      title: what was compared.
+    """
+    (axes,) = panels
+    kinds = {curve.name: curve.kind for curve in told.curves}
+    styles = {OWN: ("-", 2.5), BASELINE: ("-", 1.0), FLOAT: (":", 1.0), PEER: ("--", 1.0)}
+    for number, (name, own) in enumerate(sorted(found.items(), key=lambda pair: KINDS.index(kinds[pair[0]]))):
+        kept = [own[i] for i in _kept(own, told.score)]
+        dashes, width = styles[kinds[name]]
+        sizes, scores = [p.sizes.mean() for p in kept], [p.scores.mean() for p in kept]
+        style = {"color": f"C{number % 10}", "linestyle": dashes, "linewidth": width, "capsize": 2}
+        marker = {"marker": "osD^vPX*<>"[number % 10], "markersize": 4}
+        axes.errorbar(sizes, scores, [_spread(p.scores) or 0.0 for p in kept], label=name, **style, **marker)
+    for text, metric in (("full update", told.score.name), ("no update", f"deployed_{told.score.name}")):
+        level = told.mean(metric)
+        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+        axes.annotate(f"{text} {told.score.shown(level)}", (0.005, level), color="gray", **place)
+    axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel=f"test {told.score.label} on the device")
+    axes.set_title(textwrap.fill(title, 72))
+    axes.legend(loc="best", ncols=2, fontsize="small")
+
+
+def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
+    """Writes the report and its plot; see `report.write`.
+
+    Args:
+      workdir: the experiment's folder.
+      told: what is reported.
+      command: that makes it.
+      title: of the world.
+
+    Returns:
+      The tables and what they come to.
+    """
+    found = points(told)
+    trials = [row for row in told.rows if row.identity.seed == TUNING]
+    seconds = sum(row.metrics["train_seconds"] + row.metrics["compile_seconds"] for row in trials)
+    cost = (
+        f"Tuning: {len(trials):,} trainings of {told.tune_epochs} epochs in place of {told.epochs}, the same number "
+        f"for every curve, in {seconds / 60:,.0f} minutes."
+    )
+    seeds = len({row.identity.seed for row in told.measured})
+    legend = (
+        f"Settings were chosen on the validation data of one seed, the figures are of {seeds} others: means ± standard "
+        f"deviation. Bytes are file sizes; {told.score.label} is that of the model that the device wrote, on test "
+        "samples that chose nothing. Between points, bytes are interpolated in their logarithm, on each seed by "
+        "itself; - is a score that not every seed reaches, or that the smallest update passes already. Savings are "
+        "means over all scores that both curves reach (Bjontegaard). A star is on the front of all curves, by the "
+        "validation data."
+    )
+    title = f"{title}: the {told.score.label} that bytes buy"
+    picture = Picture(f"{told.score.name}_front", lambda panels: draw(panels, told, found, title=title))
+    parts: list[Table | str] = [points_table(told, found), reach_table(told, found), conclusion(told, found), cost]
+    return report.write(workdir, Report(title, command, parts, [picture], legend))

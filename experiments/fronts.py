@@ -1,0 +1,180 @@
+"""The score that bytes buy: every way to spend them tuned with the same effort, then measured on other seeds.
+
+Seed 0 tries every setting of every curve in short trainings. Of a curve, those count whose validation score no smaller
+update reaches; the other seeds, on which nothing is chosen, train these in full.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import compare, front_figures, front_report, runs
+from experiments.config import anything, at_least, command, setting
+from experiments.front_curves import EXAMPLE, GRIDS, OWN, TUNING, Curve, curves
+from experiments.results import Results, Row
+from experiments.runs import Run
+from experiments.settings import REFERENCE, Cell, build
+from experiments.specs import Setting, describe
+from experiments.trainings import TrainingConfig
+from experiments.worlds import Score, Worlds
+from updcomp.methods import Method
+from updcomp.training.tasks import Task
+from updcomp.trees import PyTree
+from updcomp.wire.errors import BudgetError, CostError, Error, NonFiniteError
+from updcomp.wire.packet import Packet
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontConfig(TrainingConfig):
+    """Fronts."""
+
+    curves: tuple[str, ...] = setting(
+        tuple(GRIDS), f"ways to spend bytes that are compared, of {', '.join(GRIDS)}", later=anything
+    )
+    grids: tuple[str, ...] = setting(
+        (), f"further ones, each a method at all settings to try, such as {EXAMPLE.partition('=')[2]}", later=anything
+    )
+    rates: float = setting(1.0, "multiplies the learning rates that the curves try")
+    tune_epochs: int = setting(
+        0, "epochs of each training that settings are chosen by; 0: a quarter of --epochs", check=at_least(0)
+    )
+    points: int = setting(4, "settings of each curve that are trained in full", later=anything)
+    update_bytes: tuple[str, ...] = setting(
+        (), "numbers of bytes at which fit_budget is measured as well, such as 300,1000", later=anything
+    )
+    reach: tuple[str, ...] = setting(
+        (), "scores that a table gives the bytes to; if not given, at 90, 95 and 98 % of the full gain", later=anything
+    )
+    seeds: int = setting(3, "how many seeds are measured, beside the one that tunes", later=anything)
+    schedule: str = "cosine"
+    keep: str = "last"
+    compact: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks what needs no data.
+
+        Raises:
+          Error: a value does not fit.
+        """
+        super().__post_init__()
+        all_curves(self)
+        reached(self)
+
+
+def all_curves(config: FrontConfig) -> list[Curve]:
+    """What is compared, fit_budget last.
+
+    Raises:
+      Error: a value does not fit; names the flag.
+    """
+    found = curves(config.curves, config.grids, config.rates)
+    cells = [_budgeted(text, compact=config.compact) for text in config.update_bytes]
+    return [*found, Curve("fit_budget", OWN, tuple(cells))] if cells else found
+
+
+def reached(config: FrontConfig) -> list[float]:
+    """The scores that --reach names.
+
+    Raises:
+      Error: one is no number.
+    """
+    try:
+        return [float(text) for text in config.reach]
+    except ValueError:
+        raise Error(f"--reach: expected numbers such as 0.94,0.95, found {','.join(config.reach)!r}") from None
+
+
+def _budgeted(text: str, *, compact: bool) -> Cell:
+    if not text.isdecimal():
+        raise Error(f"--update_bytes: expected whole numbers such as 300,1000, found {text!r}")
+    options: Setting = {"max_bytes": int(text), "compact": compact}
+    return Cell("fit_budget", options, build("--update_bytes", "fit_budget", options))
+
+
+def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], Worlds]) -> list[Row]:
+    """Tunes every curve, and measures what was chosen; what is in `results.jsonl` already is not done again.
+
+    Several runs with the same flags share the work.
+
+    Args:
+      config: what is compared: a `FrontConfig` with all that `worlds` needs.
+      workdir: where everything goes.
+      experiment: its name, for the rows.
+      worlds: config -> the worlds of the seeds.
+
+    Returns:
+      All rows, those of the tuning seed first.
+
+    Raises:
+      Error: a flag or the folder does not fit; nothing has been trained or written by then.
+    """
+    found, epochs = all_curves(config), config.tune_epochs or max(1, config.epochs // 4)
+    results = Results(workdir, experiment, config)
+    world_of = worlds(config)
+    world = world_of(TUNING)
+    results.claim()
+    full = Cell(*REFERENCE, build("--curves", *REFERENCE))
+    tried = [full, *(_guarded(cell) for curve in found if curve.name != "fit_budget" for cell in curve.cells)]
+    with runs.progress_bar(len(tried), "trial") as progress, runs.quiet():
+        task = runs.with_progress(world.task, progress)._replace(epochs=epochs)
+        compare.measure(Run(results, world._replace(task=task), TUNING, config.compact), tried, progress)
+    tuning = [row for row in results.rows if row.identity.seed == TUNING]
+    cells = [full, *(_guarded(cell) for curve in found for cell in choose(curve, tuning, world.score, config.points))]
+    with runs.progress_bar(len(cells) * config.seeds, "update") as progress, runs.quiet():
+        for seed in range(TUNING + 1, TUNING + 1 + config.seeds):
+            world = world_of(seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
+            compare.measure(run, cells, progress)
+    rows = results.rows
+    shown = command(experiment, config, workdir)
+    told = front_report.Told(found, rows, world.score, reached(config), epochs, config.epochs)
+    runs.publish(workdir, lambda: front_report.write(workdir, told, command=shown, title=world.title))
+    return rows
+
+
+def choose(curve: Curve, trials: Sequence[Row], score: Score, points: int) -> list[Cell]:
+    """The settings of a curve that are trained in full.
+
+    Args:
+      curve: its settings.
+      trials: rows of the tuning seed.
+      score: that they have.
+      points: at most so many.
+
+    Returns:
+      Of the settings whose validation score no smaller update reaches, some from the smallest to the largest, evenly
+      by the logarithm of their bytes; all settings of a curve that was not tried.
+    """
+    known = {(row.identity.method, describe(row.identity.setting)): row.metrics for row in trials}
+    found = [(cell, known.get((cell.method, describe(cell.setting)))) for cell in curve.cells]
+    if not any(metrics for _, metrics in found):
+        return list(curve.cells)
+    sent = [(cell, metrics) for cell, metrics in found if metrics and metrics["sent"]]
+    sizes = np.log([metrics["update_bytes"] for _, metrics in sent])
+    scores = score.sign * np.array([metrics[f"validation_{score.name}"] for _, metrics in sent])
+    kept = front_figures.front(sizes, scores)
+    if len(kept) > points:
+        wanted = np.linspace(sizes[kept[0]], sizes[kept[-1]], points)
+        kept = [kept[i] for i in sorted({int(np.abs(sizes[kept] - place).argmin()) for place in wanted})]
+    return [sent[i][0] for i in kept]
+
+
+def _guarded(cell: Cell) -> Cell:
+    return cell._replace(make=_Guarded(cell.make))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guarded:
+    """A method of which a setting may be tried that does not work: its update is empty, and so never chosen."""
+
+    make: Method
+
+    def __call__(self, key: Any, deployed: PyTree, task: Task) -> Packet:
+        """The method's packet; an empty one where training diverges or nothing fits the bytes."""
+        try:
+            return self.make(key, deployed, task)
+        except (NonFiniteError, BudgetError, CostError):
+            return Packet({})
