@@ -11,7 +11,7 @@ from experiments.results import Row
 class Config(fronts.FrontConfig, language.TextConfig):
     """What is compared."""
 
-    rates: float = 0.1  # a transformer's many small changes want lower ones than perceptrons
+    rate_scale: float = 0.1  # a transformer's many small changes want lower ones than perceptrons
     tune_epochs: int = 1
     learning_rate: float = 2e-3
     epochs: int = 2

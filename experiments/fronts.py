@@ -37,7 +37,7 @@ class FrontConfig(TrainingConfig):
     grids: tuple[str, ...] = setting(
         (), f"further ones, each a method at all settings to try, such as {EXAMPLE.partition('=')[2]}", later=anything
     )
-    rates: float = setting(1.0, "multiplies the learning rates that the curves try")
+    rate_scale: float = setting(1.0, "multiplies the learning rates that the curves try")
     tune_epochs: int = setting(
         0, "epochs of each training that settings are chosen by; 0: a quarter of --epochs", check=at_least(0)
     )
@@ -70,7 +70,7 @@ def all_curves(config: FrontConfig) -> list[Curve]:
     Raises:
       Error: a value does not fit; names the flag.
     """
-    found = curves(config.curves, config.grids, config.rates)
+    found = curves(config.curves, config.grids, config.rate_scale)
     cells = [_budgeted(text, compact=config.compact) for text in config.update_bytes]
     return [*found, Curve("fit_budget", OWN, tuple(cells))] if cells else found
 

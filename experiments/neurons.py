@@ -136,13 +136,12 @@ def _numbers(flag: str, texts: Sequence[str], expected: str, holds: Callable[[fl
 
 
 def _others(config: Config) -> list[Key]:
-    keys: list[Key] = []
-    for text in (part for value in config.others for part in value.split(";") if part.strip()):
-        name, values = specs.parse(text, flag="--others", example=_EXAMPLE)
-        if name in METHODS and (rate := _rate_of(name)) in values:
-            raise Error(f"--others: {name}: expected no {rate}, since --rates are tried, found one in {text!r}")
-        keys += [(name, options) for options in specs.combinations(values)]
-    return keys
+    found = settings.keys(config.others, flag="--others", example=_EXAMPLE)
+    for name, options in found:
+        if name in METHODS and (rate := _rate_of(name)) in options:
+            given = specs.text_of(name, [options])
+            raise Error(f"--others: {name}: expected no {rate}, since --rates are tried, found one in {given!r}")
+    return found
 
 
 def _cell(flag: str, name: str, options: Setting, rate: float) -> Cell:

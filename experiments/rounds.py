@@ -4,6 +4,7 @@ Qu, Liu, Thiele: Deep Partial Updating (ECCV 2022, arXiv 2007.03071).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import images, rounds_report, runs
+from experiments import images, rounds_report, runs, settings, specs
 from experiments.config import above_zero, anything, at_least, command, one_of, setting
 from experiments.results import Results, Row
 from experiments.rounds_report import REFERENCE
@@ -23,8 +24,15 @@ from experiments.worlds import World, Worlds
 from updcomp import methods, partition, protocol, trees
 from updcomp.methods import Method
 from updcomp.training import data, devices
+from updcomp.training.optimizers import cosine
+from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import Error
+from updcomp.wire.packet import Packet
+
+_EXAMPLE = "low_rank:rank=16:bits=2:aux=4"
+_SEEN, _LEAST_EPOCHS = 300_000, 5  # samples that a small update is trained on, at most but for the epochs
+_SUBSPACE_RATE = 4.0  # times the learning rate, which suits the training of all weights from scratch
 
 Start = Callable[[jax.Array], PyTree]  # PRNG key -> the model that training starts from
 
@@ -54,6 +62,10 @@ class Config(images.ImageConfig, TrainingConfig):
     )
     sparse_rate: float = setting(1.0, "multiplies the learning rate of trainings that move the sent weights only")
     keep_moments: bool = setting(False, "the sparse training goes on with the full one's optimizer state")
+    rank: int = setting(80, "of the updates that dpu_subspace makes between re-initialisations")
+    others: tuple[str, ...] = setting(
+        (), f"methods to compare as well, written as for --settings, such as {_EXAMPLE}", later=anything
+    )
 
     def __post_init__(self) -> None:
         """Checks what needs no data.
@@ -66,6 +78,7 @@ class Config(images.ImageConfig, TrainingConfig):
         if (unknown := sorted(set(self.methods) - set(VARIANTS))) or not self.methods:
             found = repr(unknown[0]) if unknown else "none"
             raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {found}")
+        entries(self)
 
 
 class Variant(NamedTuple):
@@ -76,6 +89,7 @@ class Variant(NamedTuple):
     epochs: int = 1  # times --epochs in each training; the paper has 2 where a method trains once
     raw: bool = False  # sends every weight as it is, so that ratio and bits play no part
     from_zero: bool = False  # updates are relative to a model whose kernels are zero, which costs no bytes
+    small: Callable[[Config], Method] | None = None  # makes the updates that are no restart; default: as those
 
 
 def _partial(
@@ -95,6 +109,23 @@ def _wire(config: Config) -> dict[str, Any]:
     return {"ratio": config.ratio, "bits": config.bits, "aux": config.aux or None}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Annealed:
+    """Small changes of a model that is good already, in its own subspace.
+
+    They are trained on no more samples than decide, at a rate that falls to zero, and are those of the last epoch.
+    """
+
+    rank: int
+    bits: int
+
+    def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        """The packet."""
+        epochs = max(_LEAST_EPOCHS, min(task.epochs, _SEEN // runs.samples_of(task)))
+        method = methods.subspace(rank=self.rank, bits=self.bits, rate=_SUBSPACE_RATE)
+        return method(key, deployed, task._replace(epochs=epochs, schedule=cosine, keep="last"))
+
+
 VARIANTS = {
     "fu": Variant(lambda config, same, fresh: methods.full(start=same), epochs=2, raw=True),
     "fu_last": Variant(lambda config, same, fresh: methods.full(), epochs=2, raw=True),
@@ -106,11 +137,35 @@ VARIANTS = {
     "rpu": Variant(lambda c, same, fresh: methods.random_mask(rate=c.sparse_rate, **_wire(c)), epochs=2),
     "pruning": Variant(_partial("global", from_init=True), restart="always", from_zero=True),
     "pruning_gradual": Variant(_partial("global", from_init=True, fixed_share=0.8), restart="always", from_zero=True),
+    "dpu_subspace": Variant(_partial(), restart="doubled", small=lambda c: _Annealed(c.rank, c.bits)),
     "iterative": Variant(_partial(fixed_share=0.2), restart="doubled"),
     "magnitude": Variant(
         lambda c, same, fresh: methods.magnitude_mask(rate=c.sparse_rate, **_wire(c)), restart="doubled", epochs=2
     ),
 }
+
+
+class Entry(NamedTuple):
+    """What is compared."""
+
+    name: str  # of its files
+    method: str  # a variant's name, or a method's
+    setting: Setting
+    variant: Variant
+
+
+def entries(config: Config) -> list[Entry]:
+    """The variants and other methods that the settings name.
+
+    Raises:
+      Error: a name, an option or a value does not fit; names the flag.
+    """
+    found = [Entry(name, name, _setting(config, name), VARIANTS[name]) for name in config.methods]
+    for method, options in settings.keys(config.others, flag="--others", example=_EXAMPLE):
+        made = settings.build("--others", method, options)
+        variant = Variant(lambda config, same, fresh, made=made: made, epochs=2)  # type: ignore[misc]
+        found.append(Entry(specs.file_name(method, options), method, options, variant))
+    return found
 
 
 def run(config: Config, workdir: Path) -> list[Row]:
@@ -130,18 +185,18 @@ def run(config: Config, workdir: Path) -> list[Row]:
     """
     results = Results(workdir, "rounds", config)
     world_of = worlds(config)
-    total = config.seeds * len(config.methods) * config.rounds
+    compared = entries(config)
+    total = config.seeds * len(compared) * config.rounds
     world = world_of(0)
     results.claim()
     with runs.progress_bar(total, "round") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
-            locks = {name: _file(run, name).with_suffix(".lock") for name in config.methods}
-            for name in runs.shared(config.methods, locks.__getitem__):
-                for number in _rounds(run, config, name):
+            for entry in runs.shared(compared, functools.partial(_lock, run)):
+                for number in _rounds(run, config, entry):
                     progress.set_postfix_str("", refresh=False)  # its last epoch
-                    progress.set_description(f"seed {seed} {name} round {number}")
+                    progress.set_description(f"seed {seed} {entry.name} round {number}")
                     progress.update()
     rows = results.rows
     shown = command("rounds", _of_rows(config, rows), workdir)
@@ -178,17 +233,20 @@ def worlds(config: Config) -> Worlds:
     return world
 
 
-def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
+def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     """Runs a method's rounds from where its rows end; yields the number of each round that is done."""
-    variant, rows = VARIANTS[name], _done(run, name)
+    variant, rows = entry.variant, _done(run, entry)
     order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
     stages = _stages(config, order, variant.restart)
+    if variant.small is not None:
+        small = variant.small(config)
+        stages = [stage if stage.restart else stage._replace(method=small) for stage in stages]
     yield from range(min(len(rows), len(stages)))
     if len(rows) >= len(stages):
         return
     init_key, key = jax.random.split(jax.random.key(run.seed))
     init = devices.split(run.world.init(init_key), run.world.task.mesh)
-    start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, name)
+    start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, entry)
     # Another machine may make other weights of the seed; the update files start from these.
     first = protocol.load(path, start) if rows else protocol.save(start, path)
     checkpoints = run.results.workdir / "checkpoints" / path.stem
@@ -199,7 +257,7 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
     for number, result in enumerate(results, len(rows)):
         row = run.record(
-            run.identity(name, _setting(config, name), number),
+            run.identity(entry.method, entry.setting, number),
             result,
             before,
             reference=run.identity(REFERENCE, {}, number),
@@ -211,31 +269,41 @@ def _rounds(run: Run, config: Config, name: str) -> Iterator[int]:
         yield number
 
 
-def _done(run: Run, name: str) -> list[Row]:
-    """A method's rows so far, one a round without a gap."""
-    rows = [row for row in run.results.rows if (row.identity.method, row.identity.seed) == (name, run.seed)]
+def _done(run: Run, entry: Entry) -> list[Row]:
+    """Its rows so far, one a round without a gap."""
+    wanted = entry.method, entry.setting, run.seed
+    rows = [row for row in run.results.rows if (row.identity.method, row.identity.setting, row.identity.seed) == wanted]
     if [row.identity.round for row in rows] != list(range(len(rows))):
         found = ", ".join(str(row.identity.round) for row in rows)
-        expected = f"expected the rounds of {name} with seed {run.seed} one after another"
+        expected = f"expected the rounds of {entry.name} with seed {run.seed} one after another"
         raise Error(f"{run.results.workdir}/results.jsonl: {expected}, found {found}; use another --workdir")
     return rows
 
 
-def _file(run: Run, name: str) -> Path:
+def _lock(run: Run, entry: Entry) -> Path:
+    return _file(run, entry).with_suffix(".lock")
+
+
+def _file(run: Run, entry: Entry) -> Path:
     """The model that a device is deployed with."""
-    return run.results.workdir / "device" / f"{name}-seed{run.seed}.safetensors"
+    return run.results.workdir / "device" / f"{entry.name}-seed{run.seed}.safetensors"
 
 
 def _setting(config: Config, name: str) -> Setting:
-    names = () if VARIANTS[name].raw else ("ratio", "bits", "aux", "sparse_rate", "keep_moments")
+    variant = VARIANTS[name]
+    names = [] if variant.raw else ["ratio", "bits", "aux", "sparse_rate", "keep_moments"]
+    names += ["rank"] if variant.small else []
     return {option: getattr(config, option) for option in names}
 
 
 def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
     """The settings that make all these rows: several starts may have added methods, seeds and rounds."""
+    variants = dict.fromkeys(row.identity.method for row in rows if row.identity.method in VARIANTS)
+    others = {(i.method, specs.describe(i.setting)): i for i, _ in rows if i.method not in VARIANTS}
     return dataclasses.replace(
         config,
-        methods=tuple(dict.fromkeys(row.identity.method for row in rows)),
+        methods=tuple(variants),
+        others=tuple(specs.text_of(one.method, [one.setting]) for one in others.values()),
         seeds=1 + max(row.identity.seed for row in rows),
         rounds=1 + max(row.identity.round for row in rows),
     )

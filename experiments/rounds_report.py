@@ -9,8 +9,9 @@ import numpy as np
 
 from experiments import report
 from experiments.report import Picture, Report, Table
-from experiments.results import Row
+from experiments.results import Identity, Row
 from experiments.specs import describe
+from updcomp.methods import METHODS
 
 REFERENCE = "fu"  # full updating: every other method is measured against it
 # The authors' README: mean accuracy over all rounds minus full updating, in points; by dataset, model and ratio.
@@ -40,6 +41,13 @@ LEGEND = (
 )
 
 
+def label(identity: Identity) -> str:
+    """What tables and plots call a row: a variant by its name, any other method with its setting."""
+    if identity.method not in METHODS:
+        return identity.method
+    return f"{identity.method} {describe(identity.setting)}"
+
+
 class Line(NamedTuple):
     """One method over its rounds; arrays have one entry a seed, percentages and points."""
 
@@ -59,7 +67,7 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
     """One line per method, in the order in which they first come."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.identity.method].append(row)
+        groups[label(row.identity)].append(row)
     reference = {_when(row): row for row in groups.get(REFERENCE, [])}
     return [_line(method, group, reference) for method, group in groups.items()]
 
@@ -138,8 +146,8 @@ def draw(panels: Any, rows: Sequence[Row], *, title: str) -> None:
     """
     accuracy, difference = panels
     reference = {_when(row): row.metrics["accuracy"] for row in rows if row.identity.method == REFERENCE}
-    for method in dict.fromkeys(row.identity.method for row in rows):
-        own = {_when(row): row.metrics["accuracy"] for row in rows if row.identity.method == method}
+    for method in dict.fromkeys(label(row.identity) for row in rows):
+        own = {_when(row): row.metrics["accuracy"] for row in rows if label(row.identity) == method}
         _curve(accuracy, own, method)
         _curve(difference, {when: own[when] - reference[when] for when in own.keys() & reference.keys()}, method)
     accuracy.set(ylabel="test accuracy on the device, %", title=title)
@@ -157,6 +165,23 @@ def _curve(axes: Any, values: dict[tuple[int, int], float], label: str) -> None:
     axes.fill_between(rounds, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
+def draw_bytes(panels: Any, lines: Sequence[Line], *, title: str) -> None:
+    """The mean difference to full updating over all rounds against the bytes of all their files (log axis).
+
+    Args:
+      panels: one of matplotlib's axes.
+      lines: of the table; those without the reference's rounds, or that sent nothing, are left out.
+      title: what was compared.
+    """
+    (axes,) = panels
+    for line in lines:
+        if len(line.difference) and line.update_bytes:
+            spread = line.difference.std(ddof=1) if len(line.difference) > 1 else 0.0
+            axes.errorbar(line.update_bytes, line.difference.mean(), spread, marker="o", capsize=2, label=line.method)
+    axes.set(xscale="log", xlabel="bytes of all files", ylabel="mean difference to full updating, points", title=title)
+    axes.legend(loc="best")
+
+
 def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
     """Writes the report and its plot; see `report.write`.
 
@@ -169,7 +194,11 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
       The table.
     """
     identity = rows[0].identity
-    settings = [describe(row.identity.setting) for row in rows if row.identity.setting]
+    settings = [describe(r.identity.setting) for r in rows if r.identity.setting and r.identity.method not in METHODS]
     title = ", ".join([identity.dataset, identity.model, *settings[:1]])
-    picture = Picture("accuracy_over_rounds", lambda panels: draw(panels, rows, title=title), panels=2)
-    return report.write(workdir, Report(title, command, [table(summarise(rows))], [picture], LEGEND))
+    lines = summarise(rows)
+    pictures = [
+        Picture("accuracy_over_rounds", lambda panels: draw(panels, rows, title=title), panels=2),
+        Picture("difference_vs_bytes", lambda panels: draw_bytes(panels, lines, title=title)),
+    ]
+    return report.write(workdir, Report(title, command, [table(lines)], pictures, LEGEND))

@@ -2,8 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from experiments import specs
 from experiments.results import Identity, Results, Row
 from experiments.specs import Setting
 from experiments.worlds import World, keys_of
@@ -176,6 +175,8 @@ def forget(trainings: Path) -> None:
 
 def samples_of(task: Task) -> int:
     """How many samples a task trains on in an epoch."""
+    if task.samples is not None:
+        return len(task.samples)
     if isinstance(task.train, Stream):
         return task.train.steps * batches.rows(task.train.example)
     return batches.rows(task.train)
@@ -183,9 +184,7 @@ def samples_of(task: Task) -> int:
 
 def file_name(identity: Identity) -> str:
     """A name for an update's files: its method, setting and seed."""
-    wanted = "-".join([identity.method, *(f"{k}={v}" for k, v in identity.setting.items()), f"seed{identity.seed}"])
-    plain = re.sub(r"[^\w.=+-]", "_", wanted)[:150]
-    return plain if plain == wanted else f"{plain}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    return specs.file_name(identity.method, identity.setting, f"seed{identity.seed}")
 
 
 @contextlib.contextmanager

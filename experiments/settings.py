@@ -113,15 +113,38 @@ def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: F
         own, from_file = read_file(config.settings_file)
         factories = {**factories, **own}
         asked += [("--settings_file", *key) for key in from_file]
-    for text in (part for value in config.settings for part in value.split(";") if part.strip()):
-        name, values = specs.parse(text, flag="--settings", example=EXAMPLE)
-        asked += [("--settings", name, options) for options in specs.combinations(values)]
+    asked += [("--settings", *key) for key in keys(config.settings, flag="--settings", example=EXAMPLE)]
     asked += [("--update_bytes", "fit_budget", options) for options in _budgets(config)]
     cells: list[Cell] = []
     for flag, name, options in [("--methods", *REFERENCE), *asked]:
         if (name, options) not in [(cell.method, cell.setting) for cell in cells]:
             cells.append(Cell(name, options, build(flag, name, options, factories)))
     return Chosen(cells, from_file)
+
+
+def keys(texts: Sequence[str], *, flag: str, example: str) -> list[Key]:
+    """The methods and settings that a flag names.
+
+    Args:
+      texts: METHOD:OPTION=VALUE,VALUE:OPTION=VALUE each, every combination; a text may have several, separated by ';'.
+      flag: for messages.
+      example: for messages.
+
+    Returns:
+      One for each.
+
+    Raises:
+      Error: a text has another form.
+
+    >>> keys(["low_rank:rank=1,2;full"], flag="--settings", example="full")
+    [('low_rank', {'rank': 1}), ('low_rank', {'rank': 2}), ('full', {})]
+    """
+    parsed = [specs.parse(part, flag=flag, example=example) for text in texts for part in _parts(text)]
+    return [(name, options) for name, values in parsed for options in specs.combinations(values)]
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in text.split(";") if part.strip()]
 
 
 def _budgets(config: ComparisonConfig) -> list[Setting]:

@@ -1,6 +1,8 @@
 """A name with options as flags have it, NAME:OPTION=VALUE,VALUE:OPTION=VALUE, read and written."""
 
+import hashlib
 import itertools
+import re
 from collections.abc import Sequence
 
 from updcomp.wire.errors import Error
@@ -70,6 +72,17 @@ def describe(setting: Setting) -> str:
     'rank=4 bits=None'
     """
     return " ".join(f"{name}={value}" for name, value in setting.items())
+
+
+def file_name(name: str, setting: Setting, *more: str) -> str:
+    """A name for files of something at a setting.
+
+    >>> file_name("low_rank", {"rank": 4}, "seed0")
+    'low_rank-rank=4-seed0'
+    """
+    wanted = "-".join([name, *(f"{option}={value}" for option, value in setting.items()), *more])
+    plain = re.sub(r"[^\w.=+-]", "_", wanted)[:150]
+    return plain if plain == wanted else f"{plain}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 
 
 def scalar(word: str) -> Scalar:

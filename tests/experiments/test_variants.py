@@ -12,17 +12,19 @@ from updcomp.edge import files
 from updcomp.protocol import rounds as protocol_rounds
 
 RATIO = 0.15
+RANK = 3
 # Variant -> epochs of each of its trainings, in a round, where --epochs=2.
 TRAININGS = {
     **{name: {"full": 4} for name in ("fu", "fu_last", "fu_fresh")},
     **{name: {"partial-full": 2, "partial-sparse": 2} for name in ("dpu", "dpu_no_restart", "gcpu", "lcpu", "pruning")},
+    "dpu_subspace": {"partial-full": 2, "partial-sparse": 2},  # in rounds that restart; else a single one
     "iterative": {"partial-full": 2, "partial-narrow": 16, "partial-sparse": 2},  # 0.8, 0.64, ..., 0.168, then 0.15
     "pruning_gradual": {"partial-full": 2, "partial-narrow": 2, "partial-sparse": 2},  # 0.2, then 0.15
     "rpu": {"random_mask": 4},
     "magnitude": {"magnitude_mask": 4},
 }
 RESTARTS = {
-    **dict.fromkeys(("dpu", "iterative", "magnitude"), "doubled"),
+    **dict.fromkeys(("dpu", "dpu_subspace", "iterative", "magnitude"), "doubled"),
     **dict.fromkeys(("pruning", "pruning_gradual"), "always"),
 }
 
@@ -31,7 +33,9 @@ RESTARTS = {
 def variants(tmp_path_factory, deliver_here):
     """Every variant over three rounds: the folder, what its rounds gave, and how long each training was."""
     workdir = tmp_path_factory.mktemp("variants")
-    config = little_rounds(methods=tuple(rounds.VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0, sparse_rate=10.0)
+    config = little_rounds(
+        methods=tuple(rounds.VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0, sparse_rate=10.0, rank=RANK
+    )
     given, trained = {}, {}
     run_round = protocol_rounds.run_round
 
@@ -63,7 +67,8 @@ def test_a_variant_of_the_paper_trains_selects_and_restarts_as_it_says(name, var
     first = files.read_model(workdir / "device" / f"{name}-seed0.safetensors").model
     assert len(given[name]) == 3
     for number, (base, held, done) in enumerate(given[name]):
-        assert trained[name, number] == TRAININGS[name]
+        between = name == "dpu_subspace" and number == 1
+        assert trained[name, number] == ({"subspace": 5} if between else TRAININGS[name])
         # 60, 120 and 180 samples: only the third round has more than twice those of the first.
         restarts = {"never": number == 0, "always": True, "doubled": number in (0, 2)}[RESTARTS.get(name, "never")]
         assert same(trees.to_model(base), first if restarts else trees.to_model(held))
@@ -75,6 +80,10 @@ def test_a_variant_of_the_paper_trains_selects_and_restarts_as_it_says(name, var
             assert sum(changed.values()) > 0.5 * sum(sizes.values())  # some pixels are never inked
             continue
         assert same(old_aux, new_aux)
+        if between:  # within A C B^T, of which any weight may be moved
+            ranks = [np.linalg.matrix_rank(new[leaf] - old[leaf], tol=1e-5) for leaf in old]
+            assert 0 < max(ranks) <= RANK
+            continue
         if name in ("rpu", "magnitude"):  # of each kernel
             assert all(changed[leaf] <= int(RATIO * sizes[leaf]) for leaf in sizes)
         else:  # of all together
@@ -86,7 +95,7 @@ def test_variants_part_where_they_differ(variants):
     workdir = variants[0]
     first = {name: (workdir / "updates" / f"{name}-seed0" / "round-000.upd").read_bytes() for name in rounds.VARIANTS}
     assert first["fu"] == first["fu_last"] != first["fu_fresh"]
-    assert first["dpu"] == first["dpu_no_restart"]
+    assert first["dpu"] == first["dpu_no_restart"] == first["dpu_subspace"]
     apart = ("fu", "fu_fresh", "dpu", "gcpu", "lcpu", "rpu", "pruning", "pruning_gradual", "iterative", "magnitude")
     assert len({first[name] for name in apart}) == len(apart)
 

@@ -27,7 +27,7 @@ from updcomp.wire.packet import Packet
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
 _SIZES = tuple(64 << i for i in range(11))  # of vectors
-_TRIAL = 4  # a trial has so many times fewer epochs
+_PROBE, _TRIAL = 16, 4  # so many times fewer epochs has a training that tells the bytes, and one that tells the score
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ def fit_budget(
 ) -> Method:
     """Spends a number of bytes on whichever of several families of methods scores best on the validation data.
 
-    Of every family, the largest size whose file has at most `max_bytes` is searched by bisection with short
-    trainings, of a quarter of the task's epochs. The families whose updates score best then train in full; the update
-    that scores best after that is the one.
+    Of every family, the largest size whose file has at most `max_bytes` is searched by bisection with very short
+    trainings, of a sixteenth of the task's epochs, and trained for a quarter of them. The families whose updates score
+    best then train in full; the update that scores best after that is the one.
 
     Args:
       max_bytes: the most bytes of the encoded update, everything counted.
@@ -116,12 +116,10 @@ class _Fitted:
         searches = [_Search(name, family, key, deployed, task, encoding) for name, family in self.families]
         fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
-            smallest = min(searches, key=lambda search: search.tried(0).bytes)
-            raise BudgetError(
-                f"max_bytes: expected at least {smallest.tried(0).bytes} (the smallest update that was found, by "
-                f"{smallest.name}), found {self.max_bytes}"
-            )
-        best = sorted(fitting, key=lambda search: -_order(search.tried(fitting[search])))[: self.finalists]
+            size, name = min((search.trained(0, _PROBE).bytes, search.name) for search in searches)
+            found = f"the smallest update that was found, by {name}"
+            raise BudgetError(f"max_bytes: expected at least {size} ({found}), found {self.max_bytes}")
+        best = sorted(fitting, key=lambda search: -_order(search.trained(fitting[search], _TRIAL)))[: self.finalists]
         found = [search.in_full(fitting[search], self.max_bytes) for search in best]
         return max(found, key=_order).packet._replace(compact=self.compact)
 
@@ -140,32 +138,34 @@ class _Search:
     deployed: PyTree
     task: Task
     encoding: Mapping[str, Any]
-    known: dict[int, _Tried] = dataclasses.field(default_factory=dict)
+    known: dict[tuple[int, int], _Tried] = dataclasses.field(default_factory=dict)
 
     def largest(self, max_bytes: int) -> int:
         """The largest size whose update fits after a short training, as its place; -1 if none does."""
         fits, beyond = -1, len(self.family.sizes)
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
-            if self.tried(middle).bytes <= max_bytes:
+            if self.trained(middle, _PROBE).bytes <= max_bytes:
                 fits = middle
             else:
                 beyond = middle
+        while fits >= 0 and self.trained(fits, _TRIAL).bytes > max_bytes:  # more training may take more bytes
+            fits -= 1
         return fits
 
-    def tried(self, place: int) -> _Tried:
-        """The size at a place, after a short training."""
-        if place not in self.known:
-            short = self.task._replace(epochs=max(1, self.task.epochs // _TRIAL))
-            self.known[place] = self._train(place, short)
-        return self.known[place]
+    def trained(self, place: int, shorter: int) -> _Tried:
+        """The size at a place, after a training with so many times fewer epochs."""
+        epochs = max(1, self.task.epochs // shorter)
+        if (place, epochs) not in self.known:
+            self.known[place, epochs] = self._train(place, self.task._replace(epochs=epochs))
+        return self.known[place, epochs]
 
     def in_full(self, place: int, max_bytes: int) -> _Tried:
         """The same after a full training; of a smaller size, if that made it too large, or at worst the short one."""
         for smaller in range(place, -1, -1):
-            if (found := self._train(smaller, self.task)).bytes <= max_bytes:
-                return max(found, self.tried(place), key=_order)
-        return self.tried(place)
+            if (found := self.trained(smaller, 1)).bytes <= max_bytes:
+                return max(found, self.trained(place, _TRIAL), key=_order)
+        return self.trained(place, _TRIAL)
 
     def _train(self, place: int, task: Task) -> _Tried:
         if task.checkpoints is not None:

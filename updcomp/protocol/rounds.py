@@ -62,10 +62,12 @@ class Stage(NamedTuple):
     Attributes:
       samples: int (n,): indices of the training samples that have arrived by then.
       restart: True: the update is relative to the first model, not to what the device holds.
+      method: makes the packet of this round; None: that of all rounds.
     """
 
     samples: np.ndarray
     restart: bool
+    method: Method | None = None
 
 
 class NothingSentWarning(UserWarning):
@@ -198,7 +200,7 @@ def run_rounds(
 
     Args:
       key: PRNG key; each round has its own from it.
-      method: makes the packets.
+      method: makes the packets of all stages that do not name another.
       first: the model that the device was deployed with and keeps: the base of updates after a restart.
       task: how to train; each stage says on which samples.
       stages: one a round.
@@ -231,7 +233,7 @@ def run_rounds(
         training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
             jax.random.fold_in(key, number),
-            method,
+            stage.method or method,
             held,
             task._replace(samples=stage.samples, checkpoints=training),
             base=first if stage.restart else held,
