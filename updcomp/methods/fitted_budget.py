@@ -116,9 +116,9 @@ class _Fitted:
         searches = [_Search(name, family, key, deployed, task, encoding) for name, family in self.families]
         fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
-            size, name = min((search.trained(0, _PROBE).bytes, search.name) for search in searches)
-            found = f"the smallest update that was found, by {name}"
-            raise BudgetError(f"max_bytes: expected at least {size} ({found}), found {self.max_bytes}")
+            smallest, name = min((search.trained(0, _PROBE).bytes, search.name) for search in searches)
+            expected = f"expected at least {smallest} (the smallest update that was found, by {name})"
+            raise BudgetError(f"max_bytes: {expected}, found {self.max_bytes}")
         best = sorted(fitting, key=lambda search: -_order(search.trained(fitting[search], _TRIAL)))[: self.finalists]
         found = [search.in_full(fitting[search], self.max_bytes) for search in best]
         return max(found, key=_order).packet._replace(compact=self.compact)
