@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from updcomp.wire.errors import Error
 
-WITH_COMMAS = ("settings", "others")  # settings of methods, which contain commas
+WITH_COMMAS = ("settings", "others", "grids")  # settings of methods, which contain commas
 
 
 class Check(NamedTuple):

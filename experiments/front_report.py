@@ -220,7 +220,8 @@ def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
         axes.annotate(f"{text} {told.score.shown(level)}", (0.005, level), color="gray", **place)
     axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel=f"test {told.score.label} on the device")
     axes.set_title(textwrap.fill(title, 72))
-    axes.legend(loc="best", ncols=2, fontsize="small")
+    if found:
+        axes.legend(loc="best", ncols=2, fontsize="small")
 
 
 def write(workdir: Path, told: Told, *, command: str, title: str) -> str:

@@ -174,12 +174,13 @@ def draw_bytes(panels: Any, lines: Sequence[Line], *, title: str) -> None:
       title: what was compared.
     """
     (axes,) = panels
-    for line in lines:
-        if len(line.difference) and line.update_bytes:
-            spread = line.difference.std(ddof=1) if len(line.difference) > 1 else 0.0
-            axes.errorbar(line.update_bytes, line.difference.mean(), spread, marker="o", capsize=2, label=line.method)
+    compared = [line for line in lines if len(line.difference) and line.update_bytes]
+    for line in compared:
+        spread = line.difference.std(ddof=1) if len(line.difference) > 1 else 0.0
+        axes.errorbar(line.update_bytes, line.difference.mean(), spread, marker="o", capsize=2, label=line.method)
     axes.set(xscale="log", xlabel="bytes of all files", ylabel="mean difference to full updating, points", title=title)
-    axes.legend(loc="best")
+    if compared:
+        axes.legend(loc="best")
 
 
 def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:

@@ -106,7 +106,7 @@ def failed(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiment=nope"], "--experiment: expected one of quickstart, compare, language, rounds, neurons, "),
+        (["--experiment=nope"], "--experiment: expected one of quickstart, compare, language, front, "),
         (["--methods=best"], "--methods: expected some of full, partial"),
         (["--settings=low_rank:rank=0"], "--settings: low_rank: rank: expected"),
         (["--settings_file=/nonexistent.py"], "--settings_file: /nonexistent.py: cannot run it"),
