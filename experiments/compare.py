@@ -5,8 +5,9 @@ Each update is a file, applied by a device in a process of its own; the score is
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments import comparison_report, images, runs
@@ -82,13 +83,14 @@ def run(
     return rows
 
 
-def measure(run: Run, cells: Sequence[Cell], progress: Any) -> None:
+def measure(run: Run, cells: Sequence[Cell], progress: Any, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Adds the rows of a seed that are not there yet; several runs share the work.
 
     Args:
       run: the seed's.
       cells: what is compared, the full update first: the other rows have its score as well.
       progress: a bar.
+      extra: further metrics of every row.
     """
     held = run.deployed()
     before = run.scores(held.variables)
@@ -100,7 +102,7 @@ def measure(run: Run, cells: Sequence[Cell], progress: Any) -> None:
         progress.set_postfix_str("", refresh=False)  # the epoch of the one before
         progress.set_description(f"seed {run.seed} {cell.method} {describe(cell.setting)}")
         identity = run.identity(cell.method, cell.setting)
-        run.measure(identity, cell.make, held, before, reference=run.identity(*REFERENCE))
+        run.measure(identity, cell.make, held, before, reference=run.identity(*REFERENCE), extra=lambda: extra)
         progress.update()
 
     with runs.alone(lock_of(cells[0]), wait=True):

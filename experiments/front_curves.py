@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments import specs
-from experiments.settings import Cell, Key, build
+from experiments.results import Row
+from experiments.settings import Cell, Key, build, parts
 from experiments.specs import Setting
 from updcomp.wire.errors import Error
 
@@ -43,7 +44,7 @@ GRIDS: dict[str, tuple[str, str]] = {
     "vera": (PEER, f"vera:rank=16,64,256:{_COMMON}:rate=30,100"),
     "uni_lora": (PEER, f"uni_lora:{_VECTOR}:bits=2,4:rank=2,4:rate=30,100"),
     "tiny_lora": (PEER, "tiny_lora:size=64,256,1024:bits=2,4:rank=8,16:share=1:rate=30,100"),
-    "nola": (PEER, "nola:size=64,256,1024:bits=2,4:rank=2,4:rate=30,100"),
+    "nola": (PEER, "nola:size=64,256,1024:bits=2,4:rank=1,2:rate=30,100"),
     "pranc": (PEER, f"pranc:{_VECTOR}:bits=2,4:aux=none,4:rate=30,100"),
     "fourier": (PEER, "fourier:size=100,300,800:bits=2,4:aux=none,4:rate=30,100"),
 }
@@ -55,6 +56,7 @@ class Curve(NamedTuple):
     name: str
     kind: str  # of `KINDS`
     cells: tuple[Cell, ...]
+    tuned: bool = True  # whether some of the cells are chosen; else all of them are measured
 
 
 def curves(names: Sequence[str], grids: Sequence[str], scale: float = 1.0) -> list[Curve]:
@@ -74,12 +76,29 @@ def curves(names: Sequence[str], grids: Sequence[str], scale: float = 1.0) -> li
     if unknown := [name for name in names if name not in GRIDS]:
         raise Error(f"--curves: expected some of {', '.join(GRIDS)}, found {unknown[0]!r}; --grids takes further ones")
     found = [_curve("--curves", name, *GRIDS[name], scale) for name in names]
-    texts = [part for value in grids for part in value.split(";") if part.strip()]
-    found += [_curve("--grids", text.split(":")[0].strip(), OWN, text, 1.0) for text in texts]
+    for text in (part for value in grids for part in parts(value)):
+        method = text.split(":")[0].strip()
+        kinds = (kind for kind, known in GRIDS.values() if known.split(":")[0] == method)
+        found.append(_curve("--grids", method, next(kinds, OWN), text, 1.0))
+    return found
+
+
+def check_names(found: Sequence[Curve]) -> None:
+    """Checks that there are curves, and that no two have one name.
+
+    Raises:
+      Error: there are none, or two.
+    """
     called = [curve.name for curve in found]
+    if not called:
+        raise Error("--curves: expected at least one, found none; give --curves or --grids")
     if twice := [name for name in called if called.count(name) > 1]:
         raise Error(f"--grids: expected curves of different methods, found {twice[0]!r} twice; put both in one grid")
-    return found
+
+
+def key_of(row: Row) -> Key:
+    """The method and setting of a row."""
+    return row.identity.method, row.identity.setting
 
 
 def curve_of(found: Sequence[Curve], key: Key) -> Curve | None:
@@ -94,7 +113,7 @@ def _curve(flag: str, name: str, kind: str, text: str, scale: float) -> Curve:
 
 
 def _scaled(setting: Setting, scale: float) -> Setting:
-    return {
-        name: value * scale if name in RATES and isinstance(value, int | float) and scale != 1 else value
-        for name, value in setting.items()
-    }
+    if scale == 1:
+        return setting
+    rates = {name: float(f"{float(value or 0) * scale:.6g}") for name, value in setting.items() if name in RATES}
+    return {**setting, **rates}

@@ -45,12 +45,16 @@ class Line(NamedTuple):
         """The bytes with which the line first has a score, interpolated in their logarithm.
 
         Returns:
-          The bytes; NaN where no point reaches it, or where the smallest already passes it.
+          The bytes; those of the smallest update where that passes the score already, NaN where none reaches it.
 
-        >>> Line(np.array([100.0, 400.0]), np.array([0.5, 0.7])).bytes_to_reach(0.6)
+        >>> round(Line(np.array([100.0, 400.0]), np.array([0.5, 0.7])).bytes_to_reach(0.6), 6)
         200.0
         """
-        return float(np.exp(_reached(self, np.array([score]))[0]).round(9))
+        return float(np.exp(_reached(self, np.array([score]))[0]))
+
+    def starts_above(self, score: float) -> bool:
+        """Whether the smallest update passes a score, so that fewer bytes might do as well."""
+        return len(self.scores) > 0 and bool(self.scores[np.argmin(self.sizes)] > score)
 
 
 def _reached(line: Line, scores: np.ndarray) -> np.ndarray:
@@ -59,7 +63,7 @@ def _reached(line: Line, scores: np.ndarray) -> np.ndarray:
     if not kept:
         return np.full(len(scores), np.nan)
     places, levels = np.log(line.sizes[kept]), line.scores[kept]
-    return np.interp(scores, levels, places, left=np.nan, right=np.nan)
+    return np.interp(scores, levels, places, right=np.nan)
 
 
 def mean_saving(line: Line, other: Line) -> float:
@@ -96,3 +100,14 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """(mean, standard deviation) of what each seed gives; NaN where one gives none, and no spread of one seed."""
     array = np.array(values, float)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
+
+
+def mean_saving_over_seeds(lines: Sequence[Line], others: Sequence[Line]) -> float:
+    """The mean saving over seeds, whose ratios of bytes are multiplied.
+
+    >>> one, other = Line(np.array([1.0, 2.0]), np.array([0.5, 0.7])), Line(np.array([4.0, 8.0]), np.array([0.5, 0.7]))
+    >>> mean_saving_over_seeds([one, other], [other, one])
+    0.0
+    """
+    savings = np.array([mean_saving(line, other) for line, other in zip(lines, others, strict=True)])
+    return float(1 - np.exp(np.log1p(-savings).mean()))

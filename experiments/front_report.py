@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import front_figures, report
-from experiments.front_curves import BASELINE, FLOAT, KINDS, OWN, PEER, TUNING, Curve, curve_of
+from experiments.front_curves import BASELINE, FLOAT, KINDS, OWN, PEER, TUNING, Curve, curve_of, key_of
 from experiments.front_figures import Line
 from experiments.report import Picture, Report, Table
 from experiments.results import Row
@@ -28,29 +28,34 @@ class Told(NamedTuple):
     rows: Sequence[Row]
     score: Score
     reach: Sequence[float]  # scores; none: those at `_SHARES`
+    seeds: int  # how many measure
     tune_epochs: int
     epochs: int
 
     @property
     def measured(self) -> list[Row]:
-        """The rows of all seeds but the one that tunes."""
-        return [row for row in self.rows if row.identity.seed != TUNING]
+        """The rows of the seeds that measure."""
+        return [row for row in self.rows if TUNING < row.identity.seed <= TUNING + self.seeds]
 
     @property
     def full(self) -> list[Row]:
         """Those of the raw full update."""
-        return [row for row in self.measured if (row.identity.method, row.identity.setting) == REFERENCE]
+        return [row for row in self.measured if key_of(row) == REFERENCE]
 
     def mean(self, metric: str) -> float:
         """Of the raw full update's rows."""
         return float(np.mean([row.metrics[metric] for row in self.full]))
 
+    @property
+    def gain(self) -> float:
+        """Of the raw full update over the deployed model, in the score's own direction."""
+        return self.mean(self.score.name) - self.mean(f"deployed_{self.score.name}")
+
     def scores(self) -> list[float]:
         """Those that a table gives the bytes to."""
-        if self.reach:
+        if self.reach or self.score.sign * self.gain <= 0:
             return list(self.reach)
-        start, end = (self.mean(f"{kind}{self.score.name}") for kind in ("deployed_", ""))
-        return [start + share * (end - start) for share in _SHARES]
+        return [self.mean(f"deployed_{self.score.name}") + share * self.gain for share in _SHARES]
 
 
 class Point(NamedTuple):
@@ -69,15 +74,14 @@ Points = Mapping[str, list[Point]]  # curve -> its points, smallest update first
 
 def points(told: Told) -> Points:
     """Every curve's settings that all seeds have measured."""
-    seeds = sorted({row.identity.seed for row in told.measured})
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(told.measured, key=lambda row: row.identity.seed):
-        curve = curve_of(told.curves, (row.identity.method, row.identity.setting))
+        curve = curve_of(told.curves, key_of(row))
         if curve is not None:
             groups.setdefault((curve.name, describe(row.identity.setting)), []).append(row)
     found: dict[str, list[Point]] = {curve.name: [] for curve in told.curves}
     for (name, setting), rows in groups.items():
-        if [row.identity.seed for row in rows] == seeds:
+        if len(rows) == told.seeds:
             found[name].append(_point(setting, rows, told.score.name))
     return {name: sorted(own, key=lambda point: point.sizes.mean()) for name, own in found.items() if own}
 
@@ -106,14 +110,17 @@ def lines(own: Sequence[Point], score: Score) -> list[Line]:
 
 
 def _kept(own: Sequence[Point], score: Score) -> list[int]:
-    return front_figures.front([p.sizes.mean() for p in own], [score.sign * p.validation for p in own])
+    """A front by the validation data, of the points that every seed has sent: an empty update's bytes are no size."""
+    known = [score.sign * p.validation if p.sent == len(p.sizes) else math.nan for p in own]
+    return front_figures.front([p.sizes.mean() for p in own], known)
 
 
 def points_table(told: Told, found: Points) -> Table:
     """All points; those that are a front of all curves on the validation data have a star."""
     every = sorted(((name, p) for name, own in found.items() for p in own), key=lambda pair: pair[1].sizes.mean())
     stars = set(_kept([p for _, p in every], told.score))
-    start, end = (told.mean(f"{kind}{told.score.name}") for kind in ("deployed_", ""))
+    start = told.mean(f"deployed_{told.score.name}")
+    gains = told.score.sign * told.gain > 0
     body = [
         (
             "*" if i in stars else "",
@@ -121,7 +128,7 @@ def points_table(told: Told, found: Points) -> Table:
             name,
             point.setting,
             told.score.shown(float(point.scores.mean()), _spread(point.scores)),
-            f"{100 * (point.scores.mean() - start) / (end - start):.0f} %" if end != start else "-",
+            f"{100 * (point.scores.mean() - start) / told.gain:.0f} %" if gains else "-",
             f"{point.sent}/{len(point.sizes)}",
             f"{point.train_seconds:.1f}",
         )
@@ -142,16 +149,9 @@ def reach_table(told: Told, found: Points) -> Table:
     against = [name for name in AGAINST if name in own]
     body = []
     for name in sorted(own, key=lambda name: (KINDS.index(kinds[name]), name)):
-        reached = [_bytes(own[name], told.score.sign * score) for score in wanted]
-        savings = [front_figures.over_seeds([*map(front_figures.mean_saving, own[name], own[a])]) for a in against]
-        body.append(
-            (
-                name,
-                kinds[name],
-                *("-" if math.isnan(mean) else f"{mean:,.0f}{_plus_minus(spread)}" for mean, spread in reached),
-                *("-" if math.isnan(mean) else f"{100 * mean:+.0f} %" for mean, _ in savings),
-            )
-        )
+        reached = [_shown(own[name], told.score.sign * score) for score in wanted]
+        savings = [front_figures.mean_saving_over_seeds(own[name], own[other]) for other in against]
+        body.append((name, kinds[name], *reached, *("-" if math.isnan(s) else f"{100 * s:+.0f} %" for s in savings)))
     head = ("curve", "kind", *(f"bytes at {told.score.shown(score)}" for score in wanted))
     return Table((*head, *(f"saves against {name}" for name in against)), body, left=(0, 1))
 
@@ -160,13 +160,20 @@ def _bytes(own: Sequence[Line], score: float) -> tuple[float, float]:
     return front_figures.over_seeds([line.bytes_to_reach(score) for line in own])
 
 
-def _plus_minus(spread: float) -> str:
-    return "" if math.isnan(spread) else f" ± {spread:,.0f}"
+def _shown(own: Sequence[Line], score: float) -> str:
+    mean, spread = _bytes(own, score)
+    if math.isnan(mean):
+        return "-"
+    bound = "at most " if any(line.starts_above(score) for line in own) else ""
+    return f"{bound}{mean:,.0f}" + ("" if math.isnan(spread) else f" ± {spread:,.0f}")
 
 
 def conclusion(told: Told, found: Points) -> str:
     """How many times fewer bytes our best curve takes than the best of each other kind, at every score."""
+    if told.score.sign * told.gain <= 0:
+        return "The full update gains nothing, so there is nothing that bytes could buy."
     own = {name: lines(own, told.score) for name, own in found.items()}
+    compared = [kind for kind in KINDS if kind != OWN and any(curve.kind == kind for curve in told.curves)]
     said = []
     for score in told.scores():
         best = {kind: _best(told, own, kind, told.score.sign * score) for kind in KINDS}
@@ -175,7 +182,7 @@ def conclusion(told: Told, found: Points) -> str:
             said.append(f"No curve of our own reaches {told.score.label} {told.score.shown(score)} on every seed.")
             continue
         name, size = ours
-        others = [f"{_ratio(best[kind], size)} {kind}" for kind in (BASELINE, FLOAT, PEER)]
+        others = [f"{_ratio(best[kind], size)} {kind}" for kind in compared]
         said.append(f"{told.score.label} {told.score.shown(score)}: {size:,.0f} bytes ({name}); {'; '.join(others)}.")
     return " ".join(said)
 
@@ -211,7 +218,7 @@ def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
         dashes, width = styles[kinds[name]]
         sizes, scores = [p.sizes.mean() for p in kept], [p.scores.mean() for p in kept]
         style = {"color": f"C{number % 10}", "linestyle": dashes, "linewidth": width, "capsize": 2}
-        marker = {"marker": "osD^vPX*<>"[number % 10], "markersize": 4}
+        marker = {"marker": "osD^vPX*<>"[number // 10 % 10], "markersize": 4}
         axes.errorbar(sizes, scores, [_spread(p.scores) or 0.0 for p in kept], label=name, **style, **marker)
     for text, metric in (("full update", told.score.name), ("no update", f"deployed_{told.score.name}")):
         level = told.mean(metric)
@@ -237,20 +244,23 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
       The tables and what they come to.
     """
     found = points(told)
-    trials = [row for row in told.rows if row.identity.seed == TUNING]
+    keys = [(cell.method, cell.setting) for curve in told.curves if curve.tuned for cell in curve.cells]
+    trials = [row for row in told.rows if row.identity.seed == TUNING and key_of(row) in keys]
     seconds = sum(row.metrics["train_seconds"] + row.metrics["compile_seconds"] for row in trials)
+    each = dict.fromkeys(sorted(len(curve.cells) for curve in told.curves if curve.tuned))
     cost = (
-        f"Tuning: {len(trials):,} trainings of {told.tune_epochs} epochs in place of {told.epochs}, the same number "
-        f"for every curve, in {seconds / 60:,.0f} minutes."
+        f"Tuning: {len(trials):,} trainings of {told.tune_epochs} epochs in place of {told.epochs}, "
+        f"{' or '.join(map(str, each))} a curve, in {seconds / 60:,.0f} minutes."
     )
-    seeds = len({row.identity.seed for row in told.measured})
     legend = (
-        f"Settings were chosen on the validation data of one seed, the figures are of {seeds} others: means ± standard "
-        f"deviation. Bytes are file sizes; {told.score.label} is that of the model that the device wrote, on test "
-        "samples that chose nothing. Between points, bytes are interpolated in their logarithm, on each seed by "
-        "itself; - is a score that not every seed reaches, or that the smallest update passes already. Savings are "
-        "means over all scores that both curves reach (Bjontegaard). A star is on the front of all curves, by the "
-        "validation data."
+        f"Settings were chosen on the validation data of one seed; the figures are of {told.seeds} others: means ± "
+        f"standard deviation. fit_budget chooses by itself, on each seed's validation data. Bytes are file sizes; "
+        f"{told.score.label} is that of the model that the device wrote, on test samples that chose no setting. Sent "
+        "counts the seeds whose update was better on the validation data than what the device held; a line has only "
+        "points that all seeds sent, and of these such as no smaller one matches on the validation data. Between "
+        "points, bytes are interpolated in their logarithm, on each seed by itself, to where it first has the score; - "
+        "is a score that not every seed reaches. Savings are means over all scores that both curves reach "
+        "(Bjontegaard). A star is on the front of all curves. Training excludes compilation."
     )
     title = f"{title}: the {told.score.label} that bytes buy"
     picture = Picture(f"{told.score.name}_front", lambda panels: draw(panels, told, found, title=title))

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments import compare, front_figures, front_report, runs
+from experiments import compare, front_figures, front_report, runs, settings
 from experiments.config import anything, at_least, command, setting
-from experiments.front_curves import EXAMPLE, GRIDS, OWN, TUNING, Curve, curves
+from experiments.front_curves import EXAMPLE, GRIDS, OWN, TUNING, Curve, check_names, curves, key_of
 from experiments.results import Results, Row
 from experiments.runs import Run
-from experiments.settings import REFERENCE, Cell, build
-from experiments.specs import Setting, describe
+from experiments.settings import REFERENCE, Cell, Key
 from experiments.trainings import TrainingConfig
 from experiments.worlds import Score, Worlds
+from updcomp import api
 from updcomp.methods import Method
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire.errors import BudgetError, CostError, Error, NonFiniteError
+from updcomp.wire.errors import BudgetError, CostError, Error, LeafError, NonFiniteError
 from updcomp.wire.packet import Packet
 
 
@@ -71,8 +71,11 @@ def all_curves(config: FrontConfig) -> list[Curve]:
       Error: a value does not fit; names the flag.
     """
     found = curves(config.curves, config.grids, config.rate_scale)
-    cells = [_budgeted(text, compact=config.compact) for text in config.update_bytes]
-    return [*found, Curve("fit_budget", OWN, tuple(cells))] if cells else found
+    asked = settings.budgets(config)
+    cells = [Cell("fit_budget", one, settings.build("--update_bytes", "fit_budget", one)) for one in asked]
+    found += [Curve("fit_budget", OWN, tuple(cells), tuned=False)] if cells else []
+    check_names(found)
+    return found
 
 
 def reached(config: FrontConfig) -> list[float]:
@@ -87,13 +90,6 @@ def reached(config: FrontConfig) -> list[float]:
         raise Error(f"--reach: expected numbers such as 0.94,0.95, found {','.join(config.reach)!r}") from None
 
 
-def _budgeted(text: str, *, compact: bool) -> Cell:
-    if not text.isdecimal():
-        raise Error(f"--update_bytes: expected whole numbers such as 300,1000, found {text!r}")
-    options: Setting = {"max_bytes": int(text), "compact": compact}
-    return Cell("fit_budget", options, build("--update_bytes", "fit_budget", options))
-
-
 def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], Worlds]) -> list[Row]:
     """Tunes every curve, and measures what was chosen; what is in `results.jsonl` already is not done again.
 
@@ -106,7 +102,7 @@ def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], 
       worlds: config -> the worlds of the seeds.
 
     Returns:
-      All rows, those of the tuning seed first.
+      All rows, also those of earlier starts with other curves or seeds.
 
     Raises:
       Error: a flag or the folder does not fit; nothing has been trained or written by then.
@@ -116,21 +112,23 @@ def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], 
     world_of = worlds(config)
     world = world_of(TUNING)
     results.claim()
-    full = Cell(*REFERENCE, build("--curves", *REFERENCE))
-    tried = [full, *(_guarded(cell) for curve in found if curve.name != "fit_budget" for cell in curve.cells)]
+    full = Cell(*REFERENCE, settings.build("--curves", *REFERENCE))
+    tried = [full, *(_guarded(cell, config) for curve in found if curve.tuned for cell in curve.cells)]
     with runs.progress_bar(len(tried), "trial") as progress, runs.quiet():
         task = runs.with_progress(world.task, progress)._replace(epochs=epochs)
-        compare.measure(Run(results, world._replace(task=task), TUNING, config.compact), tried, progress)
-    tuning = [row for row in results.rows if row.identity.seed == TUNING]
-    cells = [full, *(_guarded(cell) for curve in found for cell in choose(curve, tuning, world.score, config.points))]
+        run = Run(results, world._replace(task=task), TUNING, config.compact)
+        compare.measure(run, tried, progress, {"tuning": True})
+    trials = [row for row in results.rows if row.identity.seed == TUNING]
+    chosen = [cell for curve in found for cell in choose(curve, trials, world.score, config.points)]
+    cells = [full, *(_guarded(cell, config) for cell in chosen)]
     with runs.progress_bar(len(cells) * config.seeds, "update") as progress, runs.quiet():
         for seed in range(TUNING + 1, TUNING + 1 + config.seeds):
             world = world_of(seed)
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
-            compare.measure(run, cells, progress)
+            compare.measure(run, cells, progress, {"tuning": False})
     rows = results.rows
     shown = command(experiment, config, workdir)
-    told = front_report.Told(found, rows, world.score, reached(config), epochs, config.epochs)
+    told = front_report.Told(found, rows, world.score, reached(config), config.seeds, epochs, config.epochs)
     runs.publish(workdir, lambda: front_report.write(workdir, told, command=shown, title=world.title))
     return rows
 
@@ -146,12 +144,11 @@ def choose(curve: Curve, trials: Sequence[Row], score: Score, points: int) -> li
 
     Returns:
       Of the settings whose validation score no smaller update reaches, some from the smallest to the largest, evenly
-      by the logarithm of their bytes; all settings of a curve that was not tried.
+      by the logarithm of their bytes; all settings of a curve that is not tuned.
     """
-    known = {(row.identity.method, describe(row.identity.setting)): row.metrics for row in trials}
-    found = [(cell, known.get((cell.method, describe(cell.setting)))) for cell in curve.cells]
-    if not any(metrics for _, metrics in found):
+    if not curve.tuned:
         return list(curve.cells)
+    found = [(cell, _metrics(trials, (cell.method, cell.setting))) for cell in curve.cells]
     sent = [(cell, metrics) for cell, metrics in found if metrics and metrics["sent"]]
     sizes = np.log([metrics["update_bytes"] for _, metrics in sent])
     scores = score.sign * np.array([metrics[f"validation_{score.name}"] for _, metrics in sent])
@@ -162,8 +159,12 @@ def choose(curve: Curve, trials: Sequence[Row], score: Score, points: int) -> li
     return [sent[i][0] for i in kept]
 
 
-def _guarded(cell: Cell) -> Cell:
-    return cell._replace(make=_Guarded(cell.make))
+def _metrics(rows: Sequence[Row], key: Key) -> dict[str, Any] | None:
+    return next((row.metrics for row in rows if key_of(row) == key), None)
+
+
+def _guarded(cell: Cell, config: FrontConfig) -> Cell:
+    return cell._replace(make=_Guarded(cell.make, config.compact))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +172,13 @@ class _Guarded:
     """A method of which a setting may be tried that does not work: its update is empty, and so never chosen."""
 
     make: Method
+    compact: bool
 
     def __call__(self, key: Any, deployed: PyTree, task: Task) -> Packet:
-        """The method's packet; an empty one where training diverges or nothing fits the bytes."""
+        """The method's packet; an empty one where training diverges, or no device or no leaf takes the setting."""
         try:
-            return self.make(key, deployed, task)
-        except (NonFiniteError, BudgetError, CostError):
+            packet = self.make(key, deployed, task)
+            api.encode(packet, deployed, compact=self.compact)
+        except (NonFiniteError, BudgetError, CostError, LeafError):
             return Packet({})
+        return packet

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import images, rounds_report, runs, settings, specs
-from experiments.config import above_zero, anything, at_least, command, one_of, setting
+from experiments.config import above_zero, added, anything, at_least, command, one_of, setting
 from experiments.results import Results, Row
 from experiments.rounds_report import REFERENCE
 from experiments.runs import Run
@@ -62,7 +62,7 @@ class Config(images.ImageConfig, TrainingConfig):
     )
     sparse_rate: float = setting(1.0, "multiplies the learning rate of trainings that move the sent weights only")
     keep_moments: bool = setting(False, "the sparse training goes on with the full one's optimizer state")
-    rank: int = setting(80, "of the updates that dpu_subspace makes between re-initialisations")
+    rank: int = setting(80, "of the updates that dpu_subspace makes between re-initialisations", later=added)
     others: tuple[str, ...] = setting(
         (), f"methods to compare as well, written as for --settings, such as {_EXAMPLE}", later=anything
     )
@@ -105,6 +105,10 @@ def _partial(
     )
 
 
+def _always(method: Method) -> Callable[[Config, Start, Start], Method]:
+    return lambda config, same, fresh: method
+
+
 def _wire(config: Config) -> dict[str, Any]:
     return {"ratio": config.ratio, "bits": config.bits, "aux": config.aux or None}
 
@@ -121,7 +125,7 @@ class _Annealed:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """The packet."""
-        epochs = max(_LEAST_EPOCHS, min(task.epochs, _SEEN // runs.samples_of(task)))
+        epochs = min(task.epochs, max(_LEAST_EPOCHS, _SEEN // runs.samples_of(task)))
         method = methods.subspace(rank=self.rank, bits=self.bits, rate=_SUBSPACE_RATE)
         return method(key, deployed, task._replace(epochs=epochs, schedule=cosine, keep="last"))
 
@@ -163,8 +167,7 @@ def entries(config: Config) -> list[Entry]:
     found = [Entry(name, name, _setting(config, name), VARIANTS[name]) for name in config.methods]
     for method, options in settings.keys(config.others, flag="--others", example=_EXAMPLE):
         made = settings.build("--others", method, options)
-        variant = Variant(lambda config, same, fresh, made=made: made, epochs=2)  # type: ignore[misc]
-        found.append(Entry(specs.file_name(method, options), method, options, variant))
+        found.append(Entry(specs.file_name(method, options), method, options, Variant(_always(made), epochs=2)))
     return found
 
 

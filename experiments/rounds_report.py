@@ -174,7 +174,7 @@ def draw_bytes(panels: Any, lines: Sequence[Line], *, title: str) -> None:
       title: what was compared.
     """
     (axes,) = panels
-    compared = [line for line in lines if len(line.difference) and line.update_bytes]
+    compared = [line for line in lines if len(line.difference) and line.sent]
     for line in compared:
         spread = line.difference.std(ddof=1) if len(line.difference) > 1 else 0.0
         axes.errorbar(line.update_bytes, line.difference.mean(), spread, marker="o", capsize=2, label=line.method)

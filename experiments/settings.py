@@ -114,7 +114,7 @@ def choose(config: ComparisonConfig, *, defaults: Table = DEFAULTS, factories: F
         factories = {**factories, **own}
         asked += [("--settings_file", *key) for key in from_file]
     asked += [("--settings", *key) for key in keys(config.settings, flag="--settings", example=EXAMPLE)]
-    asked += [("--update_bytes", "fit_budget", options) for options in _budgets(config)]
+    asked += [("--update_bytes", "fit_budget", options) for options in budgets(config)]
     cells: list[Cell] = []
     for flag, name, options in [("--methods", *REFERENCE), *asked]:
         if (name, options) not in [(cell.method, cell.setting) for cell in cells]:
@@ -139,16 +139,21 @@ def keys(texts: Sequence[str], *, flag: str, example: str) -> list[Key]:
     >>> keys(["low_rank:rank=1,2;full"], flag="--settings", example="full")
     [('low_rank', {'rank': 1}), ('low_rank', {'rank': 2}), ('full', {})]
     """
-    parsed = [specs.parse(part, flag=flag, example=example) for text in texts for part in _parts(text)]
+    parsed = [specs.parse(part, flag=flag, example=example) for text in texts for part in parts(text)]
     return [(name, options) for name, values in parsed for options in specs.combinations(values)]
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
+    """What ';' separates in a flag."""
     return [part for part in text.split(";") if part.strip()]
 
 
-def _budgets(config: ComparisonConfig) -> list[Setting]:
-    """The settings of fit_budget that --update_bytes asks for; the updates of an experiment are all compact or none."""
+def budgets(config: Any) -> list[Setting]:
+    """The settings of fit_budget that --update_bytes asks for; the updates of an experiment are all compact or none.
+
+    Raises:
+      Error: a value is no whole number.
+    """
     compact = {"compact": True} if getattr(config, "compact", False) else {}
     try:
         return [{"max_bytes": int(text), **compact} for text in config.update_bytes]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import front, front_curves, front_language, front_report, fronts
-from experiments.front_curves import GRIDS, OWN, Curve, curve_of, curves
+from experiments.front_curves import BASELINE, GRIDS, OWN, PEER, Curve, curve_of, curves
 from experiments.front_figures import Line, mean_saving, over_seeds
 from experiments.front_figures import front as front_of
 from experiments.results import Identity, Row, read
@@ -38,7 +38,7 @@ def test_every_curve_is_tuned_with_the_same_effort():
 def test_rates_are_scaled_and_nothing_else():
     ((plain,), (scaled,)) = (curves(["partial"], [], scale) for scale in (1.0, 0.1))
     for one, other in zip(plain.cells, scaled.cells, strict=True):
-        assert other.setting == {**one.setting, "sparse_rate": 0.1 * one.setting["sparse_rate"]}
+        assert other.setting == {**one.setting, "sparse_rate": one.setting["sparse_rate"] / 10}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,9 @@ def test_bytes_to_reach_a_score_are_interpolated_in_their_logarithm():
     assert found.bytes_to_reach(0.7) == pytest.approx(1000)
     assert found.bytes_to_reach(0.8) == pytest.approx(1000 * 10**0.5)  # what falls between counts for nothing
     assert math.isnan(found.bytes_to_reach(0.91))
-    assert math.isnan(found.bytes_to_reach(0.4))  # the smallest update passes it already
+    assert found.bytes_to_reach(0.4) == pytest.approx(100)  # at most: the smallest update passes it already
+    assert found.starts_above(0.4)
+    assert not found.starts_above(0.5)
 
 
 def test_mean_savings_are_a_share_and_turn_round():
@@ -92,6 +94,7 @@ def test_a_mean_over_seeds_is_known_where_every_seed_is():
 
 def row(size, score, validation, *, seed=fronts.TUNING, sent=True, rank=1, name="accuracy"):
     metrics = {"update_bytes": size, name: score, f"validation_{name}": validation, "sent": sent, "train_seconds": 1.0}
+    metrics |= {"compile_seconds": 0.0}
     return Row(Identity("front", "d", "m", {}, "low_rank", {"rank": rank}, seed, 0), metrics)
 
 
@@ -107,7 +110,8 @@ def test_settings_are_chosen_on_the_validation_data_of_the_tuning_seed(score, si
     assert [cell.setting["rank"] for cell in fronts.choose(curve, trials, score, 9)] == [0, 2, 3, 4]
     assert [cell.setting["rank"] for cell in fronts.choose(curve, trials, score, 3)] == [0, 2, 4]
     assert [cell.setting["rank"] for cell in fronts.choose(curve, trials, score, 2)] == [0, 4]
-    assert fronts.choose(curve, [], score, 2) == list(curve.cells)  # of which nothing was tried
+    assert fronts.choose(curve, [], score, 2) == []
+    assert fronts.choose(curve._replace(tuned=False), trials, score, 2) == list(curve.cells)
 
 
 def test_points_that_not_every_seed_has_are_left_out_and_tests_choose_nothing():
@@ -116,11 +120,13 @@ def test_points_that_not_every_seed_has_are_left_out_and_tests_choose_nothing():
         *(row(200, 0.9, 0.5, seed=seed, rank=2) for seed in (1, 2)),  # worse where it may be looked at
         *(row(400, 0.7 + seed / 100, 0.7, seed=seed, rank=3) for seed in (1, 2)),
         row(800, 0.8, 0.8, seed=1, rank=4),
+        *(row(90 if seed == 1 else 44, 0.65, 0.65, seed=seed, rank=5, sent=seed == 1) for seed in (1, 2)),
+        row(90, 0.9, 0.9, seed=3, rank=1),  # of another start, with more seeds
         row(50, 1.0, 1.0, seed=fronts.TUNING, rank=1),
     ]
-    told = front_report.Told([curve_of_ranks(1, 2, 3, 4)], measured, ACCURACY, [], 1, 2)
+    told = front_report.Told([curve_of_ranks(1, 2, 3, 4, 5)], measured, ACCURACY, [], 2, 1, 2)
     (own,) = front_report.points(told).values()
-    assert [point.setting for point in own] == ["rank=1", "rank=2", "rank=3"]
+    assert [point.setting for point in own] == ["rank=5", "rank=1", "rank=2", "rank=3"]
     assert [list(one.sizes) for one in front_report.lines(own, ACCURACY)] == [[100, 400], [100, 400]]
     assert [one.scores[1] for one in front_report.lines(own, ACCURACY)] == pytest.approx([0.71, 0.72])
 
@@ -148,7 +154,8 @@ def test_one_seed_tries_everything_in_short_and_the_others_what_was_chosen(finis
         assert all(curve_of(found, (i.method, i.setting)) for i in own[1:])
     report = (workdir / "report.md").read_text()
     assert "| subspace    | own " in report
-    assert "Tuning: 11 trainings of 5 epochs in place of 20" in report
+    assert "Tuning: 10 trainings of 5 epochs in place of 20, 4 or 6 a curve" in report
+    assert [row.metrics["tuning"] for row in rows] == [row.identity.seed == fronts.TUNING for row in rows]
     assert (workdir / "accuracy_front.png").stat().st_size > 0
 
 
@@ -177,6 +184,50 @@ def test_a_setting_that_diverges_is_tried_and_not_chosen(tmp_path, monkeypatch):
         ("full", 1),
     ]
     assert not any(row.metrics["sent"] for row in rows[1:3])
+
+
+def test_a_grid_is_of_the_kind_of_its_method():
+    found = curves([], ["low_rank:rank=1", "pranc:size=8;subspace:rank=2"])
+    assert [(curve.name, curve.kind) for curve in found] == [
+        ("low_rank", BASELINE),
+        ("pranc", PEER),
+        ("subspace", OWN),
+    ]
+
+
+def ended(seed, *, full, deployed=0.5, name="accuracy"):
+    metrics = {name: full, f"deployed_{name}": deployed, "update_bytes": 1000, "sent": True, "train_seconds": 1.0}
+    metrics |= {f"validation_{name}": full, "compile_seconds": 0.0}
+    return Row(Identity("front", "d", "m", {}, *REFERENCE, seed, 0), metrics)
+
+
+def report_of(tmp_path, rows, *, seeds, reach=(), score=ACCURACY):
+    told = front_report.Told([curve_of_ranks(1, 2, 3)], rows, score, reach, seeds, 1, 2)
+    return front_report.write(tmp_path, told, command="python run.py", title="world")
+
+
+def test_a_score_that_the_smallest_update_passes_is_a_bound_and_not_unknown(tmp_path):
+    rows = [ended(1, full=0.99), row(300, 0.985, 0.985, seed=1, rank=1)]
+    said = report_of(tmp_path, rows, seeds=1, reach=[0.98, 0.999])
+    assert "at most 300" in said
+    assert "accuracy 0.980: 300 bytes (low_rank)" in said
+    assert "No curve of our own reaches accuracy 0.999" in said
+    assert "float32" not in said  # of which none was compared
+
+
+def test_fewer_bits_are_better_where_the_score_says_so(tmp_path):
+    rows = [ended(1, full=2.0, deployed=3.0, name="loss")]
+    rows += [row(100 * 2**i, 2.8 - 0.4 * i, 2.8 - 0.4 * i, seed=1, rank=i + 1, name="loss") for i in range(3)]
+    said = report_of(tmp_path, rows, seeds=1, reach=[2.6], score=LOSS)
+    assert "loss 2.600: 141 bytes (low_rank)" in said
+    assert said.count("| *") == 3
+
+
+def test_where_the_full_update_gains_nothing_the_report_says_so(tmp_path):
+    rows = [ended(1, full=0.5), row(300, 0.4, 0.4, seed=1, rank=1)]
+    said = report_of(tmp_path, rows, seeds=1)
+    assert "The full update gains nothing" in said
+    assert "bytes at" not in said
 
 
 def test_language_has_a_front_of_its_own_with_lower_rates():

@@ -21,7 +21,7 @@ from updcomp.training.tasks import Task
 from updcomp.training.validation import score
 from updcomp.trees import PyTree
 from updcomp.wire import apply
-from updcomp.wire.errors import BudgetError, CostError, Error
+from updcomp.wire.errors import BudgetError, CostError, Error, NonFiniteError
 from updcomp.wire.packet import Packet
 
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -116,7 +116,7 @@ class _Fitted:
         searches = [_Search(name, family, key, deployed, task, encoding) for name, family in self.families]
         fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
-            smallest, name = min((search.trained(0, _PROBE).bytes, search.name) for search in searches)
+            smallest, name = min((search.smallest(), search.name) for search in searches)
             expected = f"expected at least {smallest} (the smallest update that was found, by {name})"
             raise BudgetError(f"max_bytes: {expected}, found {self.max_bytes}")
         best = sorted(fitting, key=lambda search: -_order(search.trained(fitting[search], _TRIAL)))[: self.finalists]
@@ -153,6 +153,10 @@ class _Search:
             fits -= 1
         return fits
 
+    def smallest(self) -> float:
+        """The most bytes that the smallest size was found to take."""
+        return max(tried.bytes for (place, _), tried in self.known.items() if place == 0)
+
     def trained(self, place: int, shorter: int) -> _Tried:
         """The size at a place, after a training with so many times fewer epochs."""
         epochs = max(1, self.task.epochs // shorter)
@@ -170,11 +174,12 @@ class _Search:
     def _train(self, place: int, task: Task) -> _Tried:
         if task.checkpoints is not None:
             task = task._replace(checkpoints=Path(task.checkpoints) / f"{self.name}-{place}-{task.epochs}")
-        packet = self.family.make(self.family.sizes[place])(self.key, self.deployed, task)
         try:
+            packet = self.family.make(self.family.sizes[place])(self.key, self.deployed, task)
             size: float = len(api.encode(packet, self.deployed, **self.encoding))
-        except CostError:
-            size = math.inf  # no device takes it
+        except (CostError, NonFiniteError) as error:  # no device takes it, or training diverges
+            _log.info("%s at %s, %d epochs: %s", self.name, self.family.sizes[place], task.epochs, error)
+            return _Tried(Packet({}), math.inf, -math.inf)
         leaves = apply.changed_leaves(packet, trees.HostModel(self.deployed))
         tried = _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves), task))
         where = self.name, self.family.sizes[place], task.epochs

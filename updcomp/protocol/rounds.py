@@ -233,7 +233,7 @@ def run_rounds(
         training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
             jax.random.fold_in(key, number),
-            stage.method or method,
+            method if stage.method is None else stage.method,
             held,
             task._replace(samples=stage.samples, checkpoints=training),
             base=first if stage.restart else held,
