@@ -189,3 +189,21 @@ def test_growing_sets_are_cumulative_and_restart_when_they_have_more_than_double
 def test_impossible_rounds_are_refused(options, message):
     with pytest.raises(updcomp.Error, match=message):
         rounds.growing(np.arange(100), **options)
+
+
+def test_any_method_goes_through_the_rounds(tmp_path):
+    config = little_rounds(methods=("fu",), others=("subspace:rank=2,3",), rounds=2)
+    rows = rounds.run(config, tmp_path)
+    assert [(row.identity.method, row.identity.setting, row.identity.round) for row in rows[2:]] == [
+        ("subspace", {"rank": rank}, number) for rank in (2, 3) for number in (0, 1)
+    ]
+    report = (tmp_path / "report.md").read_text()
+    assert "| subspace rank=2 |" in report
+    assert "'--others=subspace:rank=2;subspace:rank=3'" in report
+    assert (tmp_path / "updates" / "subspace-rank=3-seed0" / "round-001.upd").exists()
+    assert without_times(rounds.run(config, tmp_path)) == without_times(rows)
+
+
+def test_methods_that_do_not_exist_are_named_before_anything_loads():
+    with pytest.raises(Error, match="--others: expected a method of .*, found 'magic'"):
+        little_rounds(others=("magic:rank=1",))

@@ -68,7 +68,7 @@ def test_a_variant_of_the_paper_trains_selects_and_restarts_as_it_says(name, var
     assert len(given[name]) == 3
     for number, (base, held, done) in enumerate(given[name]):
         between = name == "dpu_subspace" and number == 1
-        assert trained[name, number] == ({"subspace": 5} if between else TRAININGS[name])
+        assert trained[name, number] == ({"subspace": 2} if between else TRAININGS[name])
         # 60, 120 and 180 samples: only the third round has more than twice those of the first.
         restarts = {"never": number == 0, "always": True, "doubled": number in (0, 2)}[RESTARTS.get(name, "never")]
         assert same(trees.to_model(base), first if restarts else trees.to_model(held))

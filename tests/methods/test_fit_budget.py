@@ -7,7 +7,7 @@ from tests.methods.worlds import KEY, digits
 from updcomp import methods
 from updcomp.methods.fitted_budget import FAMILIES, Family
 from updcomp.training import validation
-from updcomp.wire.errors import BudgetError, Error
+from updcomp.wire.errors import BudgetError, Error, NonFiniteError
 
 SMALL = {
     "subspace": Family(lambda rank: methods.subspace(rank=rank), (1, 2, 4, 8, 16)),
@@ -39,6 +39,34 @@ def test_a_number_that_nothing_meets_names_the_smallest():
     deployed, task = digits()
     with pytest.raises(BudgetError, match=r"expected at least \d+ \(the smallest .*by subspace\), found 30"):
         methods.fit_budget(max_bytes=30, families={"subspace": SMALL["subspace"]})(KEY, deployed, task)
+
+
+def test_a_family_that_diverges_is_left_out():
+    def diverging(size):
+        def method(key, deployed, task):
+            raise NonFiniteError("diverged")
+
+        return method
+
+    deployed, task = digits()
+    families = {"subspace": SMALL["subspace"], "diverging": Family(diverging, (1, 2))}
+    packet = methods.fit_budget(max_bytes=200, families=families)(KEY, deployed, task)
+    assert packet.blocks
+    assert size(packet, deployed) <= 200
+
+
+def test_what_grows_with_training_is_told_by_its_largest_size():
+    def growing(rank):
+        def method(key, deployed, task):
+            return methods.subspace(rank=1 if task.epochs < 4 else rank)(key, deployed, task._replace(epochs=1))
+
+        return method
+
+    deployed, task = digits()
+    task = task._replace(epochs=16)
+    large = size(methods.subspace(rank=16)(KEY, deployed, task._replace(epochs=1)), deployed)
+    with pytest.raises(BudgetError, match=f"expected at least {large} .* found {large - 1}"):
+        methods.fit_budget(max_bytes=large - 1, families={"growing": Family(growing, (16,))})(KEY, deployed, task)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "subspace": Family(lambda rank: subspace(rank=rank, bits=2), _RANKS),
+    "subspace_widened": Family(lambda rank: subspace(rank=rank, bits=2, widen=True), _RANKS),
     "subspace_3_bits": Family(lambda rank: subspace(rank=rank, bits=3), _RANKS),
     "low_rank": Family(lambda rank: low_rank(rank=rank, bits=2, aux=4), _RANKS),
     "partial": Family(lambda ratio: partial(ratio=ratio, bits=2, aux=4), _RATIOS),
