@@ -26,7 +26,7 @@ from updcomp.wire.packet import Packet
 
 _RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
-_SIZES = tuple(64 << i for i in range(11))  # of vectors
+_SIZES = tuple(round(64 * 2 ** (i / 2)) for i in range(21))  # of vectors, from 64 to 65,536
 _PROBE, _TRIAL = 16, 4  # so many times fewer epochs has a training that tells the bytes, and one that tells the score
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ FAMILIES: dict[str, Family] = {
     "partial": Family(lambda ratio: partial(ratio=ratio, bits=2, aux=4), _RATIOS),
     "magnitude_mask": Family(lambda ratio: magnitude_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
     "random_mask": Family(lambda ratio: random_mask(ratio=ratio, bits=2, aux=4), _RATIOS),
-    "uni_lora": Family(lambda size: uni_lora(size=size), _SIZES),
-    "pranc": Family(lambda size: pranc(size=size), _SIZES),
+    "uni_lora": Family(lambda size: uni_lora(size=size, bits=2), _SIZES),
+    "pranc": Family(lambda size: pranc(size=size, bits=2), _SIZES),
     "full": Family(lambda bits: full(bits=bits, aux=4), (2, 3, 4, 8)),
 }
 """Name -> family: what is tried by default; one more line is one more family."""
