@@ -24,7 +24,7 @@ from updcomp.wire import apply
 from updcomp.wire.errors import BudgetError, CostError, Error, NonFiniteError
 from updcomp.wire.packet import Packet
 
-_RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_RANKS = tuple(round(2 ** (i / 4)) for i in (0, 4, 6, 8, 10, *range(12, 33)))  # from 1 to 256
 _RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
 _SIZES = tuple(round(64 * 2 ** (i / 2)) for i in range(21))  # of vectors, from 64 to 65,536
 _PROBE, _TRIAL = 16, 4  # so many times fewer epochs has a training that tells the bytes, and one that tells the score
