@@ -44,6 +44,8 @@ class Line(NamedTuple):
     def bytes_to_reach(self, score: float) -> float:
         """The bytes with which the line first has a score, interpolated in their logarithm.
 
+        A point below an earlier one counts for nothing: what is drawn to is the next that passes both.
+
         Returns:
           The bytes; those of the smallest update where that passes the score already, NaN where none reaches it.
 
@@ -54,7 +56,7 @@ class Line(NamedTuple):
 
     def starts_above(self, score: float) -> bool:
         """Whether the smallest update passes a score, so that fewer bytes might do as well."""
-        return len(self.scores) > 0 and bool(self.scores[np.argmin(self.sizes)] > score)
+        return len(self.scores) > 0 and bool(np.asarray(self.scores)[np.argmin(self.sizes)] > score)
 
 
 def _reached(line: Line, scores: np.ndarray) -> np.ndarray:
@@ -62,11 +64,11 @@ def _reached(line: Line, scores: np.ndarray) -> np.ndarray:
     kept = front(line.sizes, line.scores)  # where it falls, an earlier point has reached the score
     if not kept:
         return np.full(len(scores), np.nan)
-    places, levels = np.log(line.sizes[kept]), line.scores[kept]
+    places, levels = np.log(np.asarray(line.sizes)[kept]), np.asarray(line.scores)[kept]
     return np.interp(scores, levels, places, right=np.nan)
 
 
-def mean_saving(line: Line, other: Line) -> float:
+def mean_saving(line: Line, other: Line, *, least: float = 0.0) -> float:
     r"""How many bytes a line saves against another, on average over all scores that both reach.
 
     1 - exp(\int_a^b (ln s(q) - ln o(q)) dq / (b - a)): s and o are the bytes with which either first has the score q,
@@ -75,9 +77,10 @@ def mean_saving(line: Line, other: Line) -> float:
     Args:
       line: of one way to spend bytes.
       other: of the way that it is compared with.
+      least: how many scores, from the lowest to the highest, both must reach.
 
     Returns:
-      A share: .5 is half of the bytes, negative where it takes more; NaN where no score is reached by both.
+      A share: .5 is half of the bytes, negative where it takes more; NaN where they have no scores in common, or fewer.
 
     Paper: Bjontegaard, Calculation of average PSNR differences between RD-curves (VCEG-M33, 2001), with straight
     lines in place of his polynomials, which cross where points are few.
@@ -86,11 +89,11 @@ def mean_saving(line: Line, other: Line) -> float:
     >>> round(mean_saving(Line(np.array([100.0, 400.0]), np.array([0.5, 0.7])), twice), 3)
     0.5
     """
-    ends = [(one.scores[front(one.sizes, one.scores)]) for one in (line, other)]
+    ends = [np.asarray(one.scores)[front(one.sizes, one.scores)] for one in (line, other)]
     if not all(map(len, ends)):
         return float("nan")
     low, high = max(end[0] for end in ends), min(end[-1] for end in ends)
-    if not low < high:
+    if high - low <= least:
         return float("nan")
     scores = np.linspace(low, high, _GRID)
     return float(1 - np.exp(np.trapezoid(_reached(line, scores) - _reached(other, scores), scores) / (high - low)))
@@ -102,12 +105,12 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
 
 
-def mean_saving_over_seeds(lines: Sequence[Line], others: Sequence[Line]) -> float:
+def mean_saving_over_seeds(lines: Sequence[Line], others: Sequence[Line], *, least: float = 0.0) -> float:
     """The mean saving over seeds, whose ratios of bytes are multiplied.
 
     >>> one, other = Line(np.array([1.0, 2.0]), np.array([0.5, 0.7])), Line(np.array([4.0, 8.0]), np.array([0.5, 0.7]))
     >>> mean_saving_over_seeds([one, other], [other, one])
     0.0
     """
-    savings = np.array([mean_saving(line, other) for line, other in zip(lines, others, strict=True)])
+    savings = np.array([mean_saving(line, other, least=least) for line, other in zip(lines, others, strict=True)])
     return float(1 - np.exp(np.log1p(-savings).mean()))

@@ -19,12 +19,14 @@ from experiments.worlds import Score
 
 AGAINST = ("random_mask", "LoRA-XS")  # what mean savings are told against
 _SHARES = (0.9, 0.95, 0.98)  # of the full update's gain
+_COMMON = 0.1  # of that gain: scores that two curves must have in common for a mean saving
 
 
 class Told(NamedTuple):
     """What a report is made of."""
 
-    curves: Sequence[Curve]
+    curves: Sequence[Curve]  # with the cells that were measured
+    trials: Sequence[int]  # settings that were tried, of each curve that was tuned
     rows: Sequence[Row]
     score: Score
     reach: Sequence[float]  # scores; none: those at `_SHARES`
@@ -121,9 +123,10 @@ def points_table(told: Told, found: Points) -> Table:
     stars = set(_kept([p for _, p in every], told.score))
     start = told.mean(f"deployed_{told.score.name}")
     gains = told.score.sign * told.gain > 0
+    drawn = {(name, own[i].setting) for name, own in found.items() for i in _kept(own, told.score)}
     body = [
         (
-            "*" if i in stars else "",
+            "*" if i in stars else "+" if (name, point.setting) in drawn else "",
             f"{point.sizes.mean():,.0f}",
             name,
             point.setting,
@@ -150,7 +153,8 @@ def reach_table(told: Told, found: Points) -> Table:
     body = []
     for name in sorted(own, key=lambda name: (KINDS.index(kinds[name]), name)):
         reached = [_shown(own[name], told.score.sign * score) for score in wanted]
-        savings = [front_figures.mean_saving_over_seeds(own[name], own[other]) for other in against]
+        least = _COMMON * abs(told.gain)
+        savings = [front_figures.mean_saving_over_seeds(own[name], own[other], least=least) for other in against]
         body.append((name, kinds[name], *reached, *("-" if math.isnan(s) else f"{100 * s:+.0f} %" for s in savings)))
     head = ("curve", "kind", *(f"bytes at {told.score.shown(score)}" for score in wanted))
     return Table((*head, *(f"saves against {name}" for name in against)), body, left=(0, 1))
@@ -164,8 +168,11 @@ def _shown(own: Sequence[Line], score: float) -> str:
     mean, spread = _bytes(own, score)
     if math.isnan(mean):
         return "-"
-    bound = "at most " if any(line.starts_above(score) for line in own) else ""
-    return f"{bound}{mean:,.0f}" + ("" if math.isnan(spread) else f" ± {spread:,.0f}")
+    return f"{_bound(own, score)}{mean:,.0f}" + ("" if math.isnan(spread) else f" ± {spread:,.0f}")
+
+
+def _bound(own: Sequence[Line], score: float) -> str:
+    return "at most " if any(line.starts_above(score) for line in own) else ""
 
 
 def conclusion(told: Told, found: Points) -> str:
@@ -179,11 +186,12 @@ def conclusion(told: Told, found: Points) -> str:
         best = {kind: _best(told, own, kind, told.score.sign * score) for kind in KINDS}
         ours = best[OWN]
         if ours is None:
-            said.append(f"No curve of our own reaches {told.score.label} {told.score.shown(score)} on every seed.")
+            said.append(f"No line of our own reaches {told.score.label} {told.score.shown(score)} on every seed.")
             continue
+        others = [f"{_compared(own, ours, best[kind], told.score.sign * score)} {kind}" for kind in compared]
         name, size = ours
-        others = [f"{_ratio(best[kind], size)} {kind}" for kind in compared]
-        said.append(f"{told.score.label} {told.score.shown(score)}: {size:,.0f} bytes ({name}); {'; '.join(others)}.")
+        bytes_ = f"{_bound(own[name], told.score.sign * score)}{size:,.0f} bytes ({name})"
+        said.append(f"{told.score.label} {told.score.shown(score)}: {'; '.join([bytes_, *others])}.")
     return " ".join(said)
 
 
@@ -197,8 +205,13 @@ def _best(told: Told, own: Mapping[str, list[Line]], kind: str, score: float) ->
     return min(known.items(), key=lambda pair: pair[1]) if known else None
 
 
-def _ratio(best: tuple[str, float] | None, size: float) -> str:
-    return "not reached by any" if best is None else f"{best[1] / size:.2f} times as many with {best[0]}, the best"
+def _compared(own: Mapping[str, list[Line]], ours: tuple[str, float], best: tuple[str, float] | None, at: float) -> str:
+    if best is None:
+        return "not reached by any"
+    bounds = [_bound(own[name], at) for name, _ in (ours, best)]
+    if any(bounds):
+        return f"{bounds[1]}{best[1]:,.0f} with {best[0]}, the best"
+    return f"{best[1] / ours[1]:.2f} times as many with {best[0]}, the best"
 
 
 def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
@@ -244,23 +257,23 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
       The tables and what they come to.
     """
     found = points(told)
-    keys = [(cell.method, cell.setting) for curve in told.curves if curve.tuned for cell in curve.cells]
-    trials = [row for row in told.rows if row.identity.seed == TUNING and key_of(row) in keys]
+    trials = [row for row in told.rows if row.identity.seed == TUNING]
     seconds = sum(row.metrics["train_seconds"] + row.metrics["compile_seconds"] for row in trials)
-    each = dict.fromkeys(sorted(len(curve.cells) for curve in told.curves if curve.tuned))
+    each = " or ".join(str(count) for count in sorted(set(told.trials)))
     cost = (
-        f"Tuning: {len(trials):,} trainings of {told.tune_epochs} epochs in place of {told.epochs}, "
-        f"{' or '.join(map(str, each))} a curve, in {seconds / 60:,.0f} minutes."
+        f"Tuning: {sum(told.trials):,} short trainings, {each} of each curve (epochs: {told.tune_epochs} in place of "
+        f"{told.epochs}); with all others of this folder they took {seconds / 60:,.0f} minutes."
     )
     legend = (
-        f"Settings were chosen on the validation data of one seed; the figures are of {told.seeds} others: means ± "
-        f"standard deviation. fit_budget chooses by itself, on each seed's validation data. Bytes are file sizes; "
-        f"{told.score.label} is that of the model that the device wrote, on test samples that chose no setting. Sent "
-        "counts the seeds whose update was better on the validation data than what the device held; a line has only "
-        "points that all seeds sent, and of these such as no smaller one matches on the validation data. Between "
-        "points, bytes are interpolated in their logarithm, on each seed by itself, to where it first has the score; - "
-        "is a score that not every seed reaches. Savings are means over all scores that both curves reach "
-        "(Bjontegaard). A star is on the front of all curves. Training excludes compilation."
+        f"Settings were chosen on the validation data of one seed; the figures are of others ({told.seeds}): means ± "
+        "standard deviation where there are several. fit_budget chooses by itself, on each seed's validation data. "
+        f"Bytes are file sizes; {told.score.label} is that of the model that the device wrote, on test samples that "
+        "chose no setting. Sent counts the seeds whose update was better on the validation data than what the device "
+        "held; a line has only points that all seeds sent, and of these such as no smaller one matches on the "
+        "validation data. Between points, bytes are interpolated in their logarithm, on each seed by itself, to where "
+        "it first has the score; - is a score that not every seed reaches. Savings are means over all scores that both "
+        "curves reach (Bjontegaard), where these are at least a tenth of the full gain. By the validation data, a star "
+        "is on the front of all curves and a plus on that of its own; lines have both. Training excludes compilation."
     )
     title = f"{title}: the {told.score.label} that bytes buy"
     picture = Picture(f"{told.score.name}_front", lambda panels: draw(panels, told, found, title=title))

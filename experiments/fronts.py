@@ -119,8 +119,8 @@ def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], 
         run = Run(results, world._replace(task=task), TUNING, config.compact)
         compare.measure(run, tried, progress, {"tuning": True})
     trials = [row for row in results.rows if row.identity.seed == TUNING]
-    chosen = [cell for curve in found for cell in choose(curve, trials, world.score, config.points)]
-    cells = [full, *(_guarded(cell, config) for cell in chosen)]
+    chosen = [curve._replace(cells=tuple(choose(curve, trials, world.score, config.points))) for curve in found]
+    cells = [full, *(_guarded(cell, config) for curve in chosen for cell in curve.cells)]
     with runs.progress_bar(len(cells) * config.seeds, "update") as progress, runs.quiet():
         for seed in range(TUNING + 1, TUNING + 1 + config.seeds):
             world = world_of(seed)
@@ -128,7 +128,8 @@ def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], 
             compare.measure(run, cells, progress, {"tuning": False})
     rows = results.rows
     shown = command(experiment, config, workdir)
-    told = front_report.Told(found, rows, world.score, reached(config), config.seeds, epochs, config.epochs)
+    tuned = [len(curve.cells) for curve in found if curve.tuned]
+    told = front_report.Told(chosen, tuned, rows, world.score, reached(config), config.seeds, epochs, config.epochs)
     runs.publish(workdir, lambda: front_report.write(workdir, told, command=shown, title=world.title))
     return rows
 

@@ -84,6 +84,7 @@ def test_mean_savings_are_a_share_and_turn_round():
     logarithms = np.log(50) + np.log(10) / 6 - (np.log(200) + np.log(400)) / 2
     assert mean_saving(later, half) == pytest.approx(1 - np.exp(logarithms), abs=1e-3)
     assert math.isnan(mean_saving(half, line([1, 2], [0.8, 0.9])))
+    assert math.isnan(mean_saving(later, half, least=0.2))
     assert math.isnan(mean_saving(half, line([1], [math.nan])))
 
 
@@ -124,7 +125,7 @@ def test_points_that_not_every_seed_has_are_left_out_and_tests_choose_nothing():
         row(90, 0.9, 0.9, seed=3, rank=1),  # of another start, with more seeds
         row(50, 1.0, 1.0, seed=fronts.TUNING, rank=1),
     ]
-    told = front_report.Told([curve_of_ranks(1, 2, 3, 4, 5)], measured, ACCURACY, [], 2, 1, 2)
+    told = front_report.Told([curve_of_ranks(1, 2, 3, 4, 5)], [5], measured, ACCURACY, [], 2, 1, 2)
     (own,) = front_report.points(told).values()
     assert [point.setting for point in own] == ["rank=5", "rank=1", "rank=2", "rank=3"]
     assert [list(one.sizes) for one in front_report.lines(own, ACCURACY)] == [[100, 400], [100, 400]]
@@ -154,7 +155,7 @@ def test_one_seed_tries_everything_in_short_and_the_others_what_was_chosen(finis
         assert all(curve_of(found, (i.method, i.setting)) for i in own[1:])
     report = (workdir / "report.md").read_text()
     assert "| subspace    | own " in report
-    assert "Tuning: 10 trainings of 5 epochs in place of 20, 4 or 6 a curve" in report
+    assert "Tuning: 10 short trainings, 4 or 6 of each curve (epochs: 5 in place of 20)" in report
     assert [row.metrics["tuning"] for row in rows] == [row.identity.seed == fronts.TUNING for row in rows]
     assert (workdir / "accuracy_front.png").stat().st_size > 0
 
@@ -202,7 +203,7 @@ def ended(seed, *, full, deployed=0.5, name="accuracy"):
 
 
 def report_of(tmp_path, rows, *, seeds, reach=(), score=ACCURACY):
-    told = front_report.Told([curve_of_ranks(1, 2, 3)], rows, score, reach, seeds, 1, 2)
+    told = front_report.Told([curve_of_ranks(1, 2, 3)], [3], rows, score, reach, seeds, 1, 2)
     return front_report.write(tmp_path, told, command="python run.py", title="world")
 
 
@@ -210,8 +211,8 @@ def test_a_score_that_the_smallest_update_passes_is_a_bound_and_not_unknown(tmp_
     rows = [ended(1, full=0.99), row(300, 0.985, 0.985, seed=1, rank=1)]
     said = report_of(tmp_path, rows, seeds=1, reach=[0.98, 0.999])
     assert "at most 300" in said
-    assert "accuracy 0.980: 300 bytes (low_rank)" in said
-    assert "No curve of our own reaches accuracy 0.999" in said
+    assert "accuracy 0.980: at most 300 bytes (low_rank)" in said
+    assert "No line of our own reaches accuracy 0.999" in said
     assert "float32" not in said  # of which none was compared
 
 

@@ -55,6 +55,29 @@ def test_a_family_that_diverges_is_left_out():
     assert size(packet, deployed) <= 200
 
 
+def test_a_size_that_no_leaf_takes_does_not_fit():
+    deployed, task = digits()
+    families = {"pranc": Family(lambda size: methods.pranc(size=size, bits=2), (16, 64, 1 << 20))}
+    packet = methods.fit_budget(max_bytes=200, families=families)(KEY, deployed, task)
+    assert 0 < size(packet, deployed) <= 200
+    with pytest.raises(BudgetError, match="families: expected one that .* pranc: leaf .*values: expected"):
+        methods.fit_budget(max_bytes=200, families={"pranc": families["pranc"]._replace(sizes=(1 << 20,))})(
+            KEY, deployed, task
+        )
+
+
+def test_a_size_that_gains_nothing_tells_no_bytes():
+    """Its update is empty and small; the largest size is not taken for it."""
+
+    def gaining(rank):
+        rate = 30.0 if rank <= 2 else 1e-30
+        return methods.subspace(rank=rank, rate=rate)
+
+    deployed, task = digits()
+    packet = methods.fit_budget(max_bytes=400, families={"odd": Family(gaining, (1, 2, 4, 8))})(KEY, deployed, task)
+    assert packet.blocks
+
+
 def test_what_grows_with_training_is_told_by_its_largest_size():
     def growing(rank):
         def method(key, deployed, task):
@@ -74,6 +97,8 @@ def test_what_grows_with_training_is_told_by_its_largest_size():
     [
         ({"max_bytes": 0}, "max_bytes: expected .* found 0"),
         ({"max_bytes": 1, "finalists": 0}, "finalists: expected .* found 0"),
+        ({"max_bytes": 1, "families": []}, "families: expected several of .*, or None for all, found "),
+        ({"max_bytes": 1, "families": "subspace"}, "families: expected several of .*, found 'subspace'"),
         ({"max_bytes": 1, "families": ["other"]}, "expected some of .*subspace.*, found 'other'"),
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from updcomp.methods.base import Method
 from updcomp.methods.chosen_neurons import neurons
 from updcomp.methods.deep_partial_updating import partial
-from updcomp.methods.fitted_budget import Family, fit_budget
+from updcomp.methods.fitted_budget import FAMILIES, Family, fit_budget
 from updcomp.methods.fixed_mask import magnitude_mask, random_mask
 from updcomp.methods.full_updating import full
 from updcomp.methods.low_rank_factors import low_rank
@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
     "Family",
     "Method",

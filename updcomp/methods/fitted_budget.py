@@ -21,13 +21,14 @@ from updcomp.training.tasks import Task
 from updcomp.training.validation import score
 from updcomp.trees import PyTree
 from updcomp.wire import apply
-from updcomp.wire.errors import BudgetError, CostError, Error, NonFiniteError
+from updcomp.wire.errors import BudgetError, CostError, Error, LeafError, NonFiniteError
 from updcomp.wire.packet import Packet
 
 _RANKS = tuple(round(2 ** (i / 4)) for i in (0, 4, 6, 8, 10, *range(12, 33)))  # from 1 to 256
 _RATIOS = tuple(float(f"{2 ** (i / 2) / 4096:.3g}") for i in range(21))  # from .00024 to .25
 _SIZES = tuple(round(64 * 2 ** (i / 2)) for i in range(21))  # of vectors, from 64 to 65,536
 _PROBE, _TRIAL = 16, 4  # so many times fewer epochs has a training that tells the bytes, and one that tells the score
+_SMALLER = 4  # sizes that are trained in full, at most, where training makes them too large
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ def fit_budget(
     for option, value in (("max_bytes", max_bytes), ("finalists", finalists)):
         if not isinstance(value, int) or value < 1:
             raise Error(f"{option}: expected a whole number of at least 1, found {value!r}")
+    if isinstance(families, str) or (families is not None and not families):
+        raise Error(f"families: expected several of {', '.join(FAMILIES)}, or None for all, found {families!r}")
     if not isinstance(families, Mapping):
         if unknown := [name for name in families or () if name not in FAMILIES]:
             raise Error(f"families: expected some of {', '.join(FAMILIES)}, found {unknown[0]!r}")
@@ -118,6 +121,9 @@ class _Fitted:
         fitting = {search: size for search in searches if (size := search.largest(self.max_bytes)) >= 0}
         if not fitting:
             smallest, name = min((search.smallest(), search.name) for search in searches)
+            if smallest == math.inf:
+                failed = "; ".join(f"{search.name}: {search.failed}" for search in searches)
+                raise BudgetError(f"families: expected one that makes an update of this model; {failed}")
             expected = f"expected at least {smallest} (the smallest update that was found, by {name})"
             raise BudgetError(f"max_bytes: {expected}, found {self.max_bytes}")
         best = sorted(fitting, key=lambda search: -_order(search.trained(fitting[search], _TRIAL)))[: self.finalists]
@@ -140,13 +146,17 @@ class _Search:
     task: Task
     encoding: Mapping[str, Any]
     known: dict[tuple[int, int], _Tried] = dataclasses.field(default_factory=dict)
+    failed: str = "no epoch is better than the deployed model"  # why there is no update
 
     def largest(self, max_bytes: int) -> int:
         """The largest size whose update fits after a short training, as its place; -1 if none does."""
         fits, beyond = -1, len(self.family.sizes)
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
-            if self.trained(middle, _PROBE).bytes <= max_bytes:
+            probe = self.trained(middle, _PROBE)
+            if not probe.packet.blocks and probe.bytes < math.inf:  # too short to gain anything, and so to tell bytes
+                probe = self.trained(middle, _TRIAL)
+            if probe.packet.blocks and probe.bytes <= max_bytes:
                 fits = middle
             else:
                 beyond = middle
@@ -155,8 +165,9 @@ class _Search:
         return fits
 
     def smallest(self) -> float:
-        """The most bytes that the smallest size was found to take."""
-        return max(tried.bytes for (place, _), tried in self.known.items() if place == 0)
+        """The most bytes that the smallest size was found to take; infinite where it made no update."""
+        sizes = [tried.bytes for (place, _), tried in self.known.items() if place == 0 and tried.packet.blocks]
+        return max(sizes, default=math.inf)
 
     def trained(self, place: int, shorter: int) -> _Tried:
         """The size at a place, after a training with so many times fewer epochs."""
@@ -167,7 +178,7 @@ class _Search:
 
     def in_full(self, place: int, max_bytes: int) -> _Tried:
         """The same after a full training; of a smaller size, if that made it too large, or at worst the short one."""
-        for smaller in range(place, -1, -1):
+        for smaller in range(place, max(-1, place - _SMALLER), -1):
             if (found := self.trained(smaller, 1)).bytes <= max_bytes:
                 return max(found, self.trained(place, _TRIAL), key=_order)
         return self.trained(place, _TRIAL)
@@ -178,7 +189,8 @@ class _Search:
         try:
             packet = self.family.make(self.family.sizes[place])(self.key, self.deployed, task)
             size: float = len(api.encode(packet, self.deployed, **self.encoding))
-        except (CostError, NonFiniteError) as error:  # no device takes it, or training diverges
+        except (CostError, LeafError, NonFiniteError) as error:  # no device or leaf takes it, or training diverges
+            self.failed = str(error)
             _log.info("%s at %s, %d epochs: %s", self.name, self.family.sizes[place], task.epochs, error)
             return _Tried(Packet({}), math.inf, -math.inf)
         leaves = apply.changed_leaves(packet, trees.HostModel(self.deployed))
