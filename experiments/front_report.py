@@ -19,7 +19,7 @@ from experiments.worlds import Score
 
 AGAINST = ("random_mask", "LoRA-XS")  # what mean savings are told against
 _SHARES = (0.9, 0.95, 0.98)  # of the full update's gain
-_COMMON = 0.1  # of that gain: scores that two curves must have in common for a mean saving
+_COMMON = 0.05  # of that gain: scores that two curves must have in common for a mean saving
 
 
 class Told(NamedTuple):
@@ -272,7 +272,7 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
         "held; a line has only points that all seeds sent, and of these such as no smaller one matches on the "
         "validation data. Between points, bytes are interpolated in their logarithm, on each seed by itself, to where "
         "it first has the score; - is a score that not every seed reaches. Savings are means over all scores that both "
-        "curves reach (Bjontegaard), where these are at least a tenth of the full gain. By the validation data, a star "
+        "curves reach (Bjontegaard), where these are at least a twentieth of the full gain. By the validation data, a star "
         "is on the front of all curves and a plus on that of its own; lines have both. Training excludes compilation."
     )
     title = f"{title}: the {told.score.label} that bytes buy"
