@@ -272,8 +272,8 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
         "held; a line has only points that all seeds sent, and of these such as no smaller one matches on the "
         "validation data. Between points, bytes are interpolated in their logarithm, on each seed by itself, to where "
         "it first has the score; - is a score that not every seed reaches. Savings are means over all scores that both "
-        "curves reach (Bjontegaard), where these are at least a twentieth of the full gain. By the validation data, a star "
-        "is on the front of all curves and a plus on that of its own; lines have both. Training excludes compilation."
+        "curves reach (Bjontegaard), where these are at least a twentieth of the full gain. By the validation data, a "
+        "star is on the front of all curves, a plus on that of its own; lines have both. Training excludes compilation."
     )
     title = f"{title}: the {told.score.label} that bytes buy"
     picture = Picture(f"{told.score.name}_front", lambda panels: draw(panels, told, found, title=title))
