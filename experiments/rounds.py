@@ -117,8 +117,7 @@ def _wire(config: Config) -> dict[str, Any]:
 class _Annealed:
     """Small changes of a model that is good already, in its own subspace.
 
-    They are trained on no more samples than decide, at a rate that falls to zero. Their epoch is the best one on the
-    validation data, as that of the model that they must beat there to be sent.
+    They are trained on no more samples than decide, at a rate that falls to zero, and are those of the last epoch.
     """
 
     rank: int
@@ -128,7 +127,7 @@ class _Annealed:
         """The packet."""
         epochs = min(task.epochs, max(_LEAST_EPOCHS, _SEEN // runs.samples_of(task)))
         method = methods.subspace(rank=self.rank, bits=self.bits, rate=_SUBSPACE_RATE)
-        return method(key, deployed, task._replace(epochs=epochs, schedule=cosine))
+        return method(key, deployed, task._replace(epochs=epochs, schedule=cosine, keep="last"))
 
 
 VARIANTS = {
