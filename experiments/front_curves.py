@@ -15,6 +15,7 @@ TUNING = 0  # the seed that settings are chosen on; the others measure
 RATES = ("rate", "sparse_rate")  # options that multiply the learning rate
 EXAMPLE = "--grids=low_rank:rank=1,2:bits=2,4:rate=5,10"
 
+_IN_FULL = ("full", "subsample", "stochastic_quantize", "truncated_svd")  # trained as the full update is
 _COMMON = "bits=2,4:aux=none,4"
 _VECTOR = "size=256,1024,4096"
 _PLAIN = "bits=none:aux=none,16"
@@ -65,7 +66,7 @@ def curves(names: Sequence[str], grids: Sequence[str], scale: float = 1.0) -> li
     Args:
       names: among `GRIDS`.
       grids: further ones, as --settings has them; each is called after its method.
-      scale: multiplies the rates of those in `GRIDS`.
+      scale: multiplies the rates of those in `GRIDS`, but for methods that train all weights.
 
     Returns:
       One curve a name and grid.
@@ -101,13 +102,9 @@ def key_of(row: Row) -> Key:
     return row.identity.method, row.identity.setting
 
 
-def curve_of(found: Sequence[Curve], key: Key) -> Curve | None:
-    """The curve that has tried a method's setting."""
-    return next((curve for curve in found if key in [(cell.method, cell.setting) for cell in curve.cells]), None)
-
-
 def _curve(flag: str, name: str, kind: str, text: str, scale: float) -> Curve:
     method, values = specs.parse(text, flag=flag, example=EXAMPLE)
+    scale = 1.0 if method in _IN_FULL else scale
     settings = [_scaled(setting, scale) for setting in specs.combinations(values)]
     return Curve(name, kind, tuple(Cell(method, setting, build(flag, method, setting)) for setting in settings))
 

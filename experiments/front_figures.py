@@ -56,7 +56,8 @@ class Line(NamedTuple):
 
     def starts_above(self, score: float) -> bool:
         """Whether the smallest update passes a score, so that fewer bytes might do as well."""
-        return len(self.scores) > 0 and bool(np.asarray(self.scores)[np.argmin(self.sizes)] > score)
+        kept = front(self.sizes, self.scores)
+        return bool(kept) and bool(np.asarray(self.scores)[kept[0]] > score)
 
 
 def _reached(line: Line, scores: np.ndarray) -> np.ndarray:

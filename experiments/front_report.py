@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import front_figures, report
-from experiments.front_curves import BASELINE, FLOAT, KINDS, OWN, PEER, TUNING, Curve, curve_of, key_of
+from experiments.front_curves import BASELINE, FLOAT, KINDS, OWN, PEER, TUNING, Curve, key_of
 from experiments.front_figures import Line
 from experiments.report import Picture, Report, Table
 from experiments.results import Row
@@ -55,7 +55,7 @@ class Told(NamedTuple):
 
     def scores(self) -> list[float]:
         """Those that a table gives the bytes to."""
-        if self.reach or self.score.sign * self.gain <= 0:
+        if self.reach or not self.score.sign * self.gain > 0:
             return list(self.reach)
         return [self.mean(f"deployed_{self.score.name}") + share * self.gain for share in _SHARES]
 
@@ -76,16 +76,14 @@ Points = Mapping[str, list[Point]]  # curve -> its points, smallest update first
 
 def points(told: Told) -> Points:
     """Every curve's settings that all seeds have measured."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(told.measured, key=lambda row: row.identity.seed):
-        curve = curve_of(told.curves, key_of(row))
-        if curve is not None:
-            groups.setdefault((curve.name, describe(row.identity.setting)), []).append(row)
-    found: dict[str, list[Point]] = {curve.name: [] for curve in told.curves}
-    for (name, setting), rows in groups.items():
-        if len(rows) == told.seeds:
-            found[name].append(_point(setting, rows, told.score.name))
-    return {name: sorted(own, key=lambda point: point.sizes.mean()) for name, own in found.items() if own}
+    found: dict[str, list[Point]] = {}
+    for curve in told.curves:
+        for cell in curve.cells:
+            rows = [row for row in told.measured if key_of(row) == (cell.method, cell.setting)]
+            if len(rows) == told.seeds:
+                ordered = sorted(rows, key=lambda row: row.identity.seed)
+                found.setdefault(curve.name, []).append(_point(describe(cell.setting), ordered, told.score.name))
+    return {name: sorted(own, key=lambda point: point.sizes.mean()) for name, own in found.items()}
 
 
 def _point(setting: str, rows: Sequence[Row], score: str) -> Point:
@@ -177,8 +175,10 @@ def _bound(own: Sequence[Line], score: float) -> str:
 
 def conclusion(told: Told, found: Points) -> str:
     """How many times fewer bytes our best curve takes than the best of each other kind, at every score."""
-    if told.score.sign * told.gain <= 0:
+    if not told.score.sign * told.gain > 0:
         return "The full update gains nothing, so there is nothing that bytes could buy."
+    if all(curve.kind != OWN for curve in told.curves):
+        return ""
     own = {name: lines(own, told.score) for name, own in found.items()}
     compared = [kind for kind in KINDS if kind != OWN and any(curve.kind == kind for curve in told.curves)]
     said = []
@@ -227,7 +227,8 @@ def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
     kinds = {curve.name: curve.kind for curve in told.curves}
     styles = {OWN: ("-", 2.5), BASELINE: ("-", 1.0), FLOAT: (":", 1.0), PEER: ("--", 1.0)}
     for number, (name, own) in enumerate(sorted(found.items(), key=lambda pair: KINDS.index(kinds[pair[0]]))):
-        kept = [own[i] for i in _kept(own, told.score)]
+        if not (kept := [own[i] for i in _kept(own, told.score)]):
+            continue
         dashes, width = styles[kinds[name]]
         sizes, scores = [p.sizes.mean() for p in kept], [p.scores.mean() for p in kept]
         style = {"color": f"C{number % 10}", "linestyle": dashes, "linewidth": width, "capsize": 2}
@@ -238,9 +239,13 @@ def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
         axes.axhline(level, color="gray", linestyle="--", linewidth=1)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
         axes.annotate(f"{text} {told.score.shown(level)}", (0.005, level), color="gray", **place)
-    axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel=f"test {told.score.label} on the device")
+    axes.set(
+        xscale="log" if axes.has_data() else "linear",
+        xlabel="update size (bytes of the file)",
+        ylabel=f"test {told.score.label} on the device",
+    )
     axes.set_title(textwrap.fill(title, 72))
-    if found:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", ncols=2, fontsize="small")
 
 

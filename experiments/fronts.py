@@ -5,13 +5,15 @@ update reaches; the other seeds, on which nothing is chosen, train these in full
 """
 
 import dataclasses
+import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import compare, front_figures, front_report, runs, settings
+from experiments import compare, front_figures, front_report, runs, settings, specs
 from experiments.config import anything, at_least, command, setting
 from experiments.front_curves import EXAMPLE, GRIDS, OWN, TUNING, Curve, check_names, curves, key_of
 from experiments.results import Results, Row
@@ -25,6 +27,8 @@ from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
 from updcomp.wire.errors import BudgetError, CostError, Error, LeafError, NonFiniteError
 from updcomp.wire.packet import Packet
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +88,11 @@ def reached(config: FrontConfig) -> list[float]:
     Raises:
       Error: one is no number.
     """
-    try:
-        return [float(text) for text in config.reach]
-    except ValueError:
-        raise Error(f"--reach: expected numbers such as 0.94,0.95, found {','.join(config.reach)!r}") from None
+    found = [specs.scalar(text.strip()) for text in config.reach]
+    for number in found:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise Error(f"--reach: expected numbers such as 0.94,0.95, found {','.join(config.reach)!r}")
+    return [float(number or 0) for number in found]
 
 
 def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], Worlds]) -> list[Row]:
@@ -180,6 +185,7 @@ class _Guarded:
         try:
             packet = self.make(key, deployed, task)
             api.encode(packet, deployed, compact=self.compact)
-        except (NonFiniteError, BudgetError, CostError, LeafError):
+        except (NonFiniteError, BudgetError, CostError, LeafError) as error:
+            _log.info("left: %s", error)
             return Packet({})
         return packet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import front, front_curves, front_language, front_report, fronts
-from experiments.front_curves import BASELINE, GRIDS, OWN, PEER, Curve, curve_of, curves
+from experiments.front_curves import BASELINE, GRIDS, OWN, PEER, Curve, curves
 from experiments.front_figures import Line, mean_saving, over_seeds
 from experiments.front_figures import front as front_of
 from experiments.results import Identity, Row, read
@@ -51,6 +51,7 @@ def test_rates_are_scaled_and_nothing_else():
             "--grids: expected curves of different methods, found 'low_",
         ),
         ({"reach": ("high",)}, "--reach: expected numbers such as 0.94,0.95, found 'high'"),
+        ({"reach": ("nan",)}, "--reach: expected numbers such as 0.94,0.95, found 'nan'"),
         ({"update_bytes": ("1k",)}, "--update_bytes: expected whole numbers such as 300,1000, found '1k'"),
     ],
 )
@@ -73,6 +74,7 @@ def test_bytes_to_reach_a_score_are_interpolated_in_their_logarithm():
     assert found.bytes_to_reach(0.4) == pytest.approx(100)  # at most: the smallest update passes it already
     assert found.starts_above(0.4)
     assert not found.starts_above(0.5)
+    assert line([100, 100, 50], [0.5, 0.9, math.nan]).starts_above(0.7)
 
 
 def test_mean_savings_are_a_share_and_turn_round():
@@ -152,7 +154,6 @@ def test_one_seed_tries_everything_in_short_and_the_others_what_was_chosen(finis
         assert (own[0].method, own[0].setting) == REFERENCE
         chosen = [fronts.choose(curve, tried, ACCURACY, 2) for curve in found]
         assert [(i.method, i.setting) for i in own[1:]] == [(c.method, c.setting) for some in chosen for c in some]
-        assert all(curve_of(found, (i.method, i.setting)) for i in own[1:])
     report = (workdir / "report.md").read_text()
     assert "| subspace    | own " in report
     assert "Tuning: 10 short trainings, 4 or 6 of each curve (epochs: 5 in place of 20)" in report
@@ -185,6 +186,24 @@ def test_a_setting_that_diverges_is_tried_and_not_chosen(tmp_path, monkeypatch):
         ("full", 1),
     ]
     assert not any(row.metrics["sent"] for row in rows[1:3])
+
+
+def test_methods_that_train_all_weights_keep_their_rates():
+    ((plain,), (scaled,)) = (curves(["truncated_svd"], [], scale) for scale in (1.0, 0.1))
+    assert [cell.setting for cell in plain.cells] == [cell.setting for cell in scaled.cells]
+
+
+def test_where_nothing_was_sent_there_is_a_report(tmp_path):
+    rows = [ended(1, full=0.9), row(44, 0.5, 0.5, seed=1, rank=1, sent=False)]
+    assert "0/1" in report_of(tmp_path, rows, seeds=1)
+
+
+def test_a_setting_counts_for_every_curve_that_has_it(tmp_path):
+    both = [curve_of_ranks(1), curve_of_ranks(1, 2)._replace(name="other")]
+    told = front_report.Told(
+        both, [1, 2], [ended(1, full=0.9), row(90, 0.7, 0.7, seed=1, rank=1)], ACCURACY, [], 1, 1, 2
+    )
+    assert set(front_report.points(told)) == {"low_rank", "other"}
 
 
 def test_a_grid_is_of_the_kind_of_its_method():

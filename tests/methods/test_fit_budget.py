@@ -70,12 +70,20 @@ def test_a_size_that_gains_nothing_tells_no_bytes():
     """Its update is empty and small; the largest size is not taken for it."""
 
     def gaining(rank):
-        rate = 30.0 if rank <= 2 else 1e-30
-        return methods.subspace(rank=rank, rate=rate)
+        return methods.subspace(rank=rank, rate=30.0 if rank <= 2 else 1e-30)
 
     deployed, task = digits()
     packet = methods.fit_budget(max_bytes=400, families={"odd": Family(gaining, (1, 2, 4, 8))})(KEY, deployed, task)
-    assert packet.blocks
+    assert score(packet, deployed, task) > validation.score(deployed, task)
+
+
+def test_packets_that_are_compact_by_themselves_are_measured_as_they_go():
+    def compact(rank):
+        return lambda *given: methods.subspace(rank=rank)(*given)._replace(compact=True)
+
+    deployed, task = digits()
+    packet = methods.fit_budget(max_bytes=90, families={"compact": Family(compact, (1, 2, 4))})(KEY, deployed, task)
+    assert size(packet, deployed) <= 90
 
 
 def test_what_grows_with_training_is_told_by_its_largest_size():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from updcomp import api, trees
 from updcomp.methods.base import Method
@@ -21,7 +22,7 @@ from updcomp.training.tasks import Task
 from updcomp.training.validation import score
 from updcomp.trees import PyTree
 from updcomp.wire import apply
-from updcomp.wire.errors import BudgetError, CostError, Error, LeafError, NonFiniteError
+from updcomp.wire.errors import BudgetError, Error
 from updcomp.wire.packet import Packet
 
 _RANKS = tuple(round(2 ** (i / 4)) for i in (0, 4, 6, 8, 10, *range(12, 33)))  # from 1 to 256
@@ -58,7 +59,7 @@ FAMILIES: dict[str, Family] = {
 class _Tried(NamedTuple):
     """A training at one size."""
 
-    packet: Packet
+    packet: Packet  # without blocks where it changes nothing
     bytes: float  # of the file
     score: float  # on the validation data, of what the wire makes
 
@@ -165,9 +166,12 @@ class _Search:
         return fits
 
     def smallest(self) -> float:
-        """The most bytes that the smallest size was found to take; infinite where it made no update."""
-        sizes = [tried.bytes for (place, _), tried in self.known.items() if place == 0 and tried.packet.blocks]
-        return max(sizes, default=math.inf)
+        """The bytes of the smallest size that made an update, the most that it was found to take; infinite if none."""
+        most: dict[int, float] = {}
+        for (place, _), tried in self.known.items():
+            if tried.packet.blocks:
+                most[place] = max(tried.bytes, most.get(place, 0.0))
+        return min(most.values(), default=math.inf)
 
     def trained(self, place: int, shorter: int) -> _Tried:
         """The size at a place, after a training with so many times fewer epochs."""
@@ -188,13 +192,17 @@ class _Search:
             task = task._replace(checkpoints=Path(task.checkpoints) / f"{self.name}-{place}-{task.epochs}")
         try:
             packet = self.family.make(self.family.sizes[place])(self.key, self.deployed, task)
+            packet = packet._replace(compact=self.encoding["compact"])
             size: float = len(api.encode(packet, self.deployed, **self.encoding))
-        except (CostError, LeafError, NonFiniteError) as error:  # no device or leaf takes it, or training diverges
+        except Error as error:  # no device or leaf takes it, there is nothing to train, or training diverges
             self.failed = str(error)
             _log.info("%s at %s, %d epochs: %s", self.name, self.family.sizes[place], task.epochs, error)
             return _Tried(Packet({}), math.inf, -math.inf)
-        leaves = apply.changed_leaves(packet, trees.HostModel(self.deployed))
-        tried = _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves), task))
+        held = trees.HostModel(self.deployed)
+        leaves = dict(apply.changed_leaves(packet, held))
+        if all(np.array_equal(leaf, held[name]) for name, leaf in leaves.items()):
+            packet = Packet({})
+        tried = _Tried(packet, size, score(trees.with_leaves(self.deployed, leaves.items()), task))
         where = self.name, self.family.sizes[place], task.epochs
         _log.info("%s at %s, %d epochs: %s bytes, score %.6g", *where, size, tried.score)
         return tried
