@@ -110,7 +110,7 @@ def mean_saving_over_seeds(lines: Sequence[Line], others: Sequence[Line], *, lea
     """The mean saving over seeds, whose ratios of bytes are multiplied.
 
     >>> one, other = Line(np.array([1.0, 2.0]), np.array([0.5, 0.7])), Line(np.array([4.0, 8.0]), np.array([0.5, 0.7]))
-    >>> mean_saving_over_seeds([one, other], [other, one])
+    >>> abs(round(mean_saving_over_seeds([one, other], [other, one]), 6))
     0.0
     """
     savings = np.array([mean_saving(line, other, least=least) for line, other in zip(lines, others, strict=True)])
