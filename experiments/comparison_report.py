@@ -134,9 +134,7 @@ def draw(panels: Any, rows: Sequence[Row], summaries: Sequence[Summary], score: 
     for kind, name in (("full_update", "full update"), ("deployed", "no update")):
         levels = [row.metrics[f"{kind}_{score.name}"] for row in rows]
         level = float(np.mean([value for value in levels if value is not None]))
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
-        axes.annotate(f"{name} {score.shown(level)}", (0.005, level), color="gray", **place)
+        report.level(axes, level, f"{name} {score.shown(level)}")
     axes.set(xscale="log", xlabel="update size (bytes of the file)", ylabel=f"test {score.label} on the device")
     axes.set_title(textwrap.fill(title, 72))
     axes.legend(loc="center right")

@@ -143,10 +143,9 @@ def _spread(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def reach_table(told: Told, found: Points) -> Table:
+def reach_table(told: Told, own: Mapping[str, list[Line]]) -> Table:
     """Bytes that reach each score, by curve, and mean savings against two of them."""
     wanted, kinds = told.scores(), {curve.name: curve.kind for curve in told.curves}
-    own = {name: lines(own, told.score) for name, own in found.items()}
     against = [name for name in AGAINST if name in own]
     body = []
     for name in sorted(own, key=lambda name: (KINDS.index(kinds[name]), name)):
@@ -173,13 +172,12 @@ def _bound(own: Sequence[Line], score: float) -> str:
     return "at most " if any(line.starts_above(score) for line in own) else ""
 
 
-def conclusion(told: Told, found: Points) -> str:
+def conclusion(told: Told, own: Mapping[str, list[Line]]) -> str:
     """How many times fewer bytes our best curve takes than the best of each other kind, at every score."""
     if not told.score.sign * told.gain > 0:
         return "The full update gains nothing, so there is nothing that bytes could buy."
     if all(curve.kind != OWN for curve in told.curves):
         return ""
-    own = {name: lines(own, told.score) for name, own in found.items()}
     compared = [kind for kind in KINDS if kind != OWN and any(curve.kind == kind for curve in told.curves)]
     said = []
     for score in told.scores():
@@ -236,9 +234,7 @@ def draw(panels: Any, told: Told, found: Points, *, title: str) -> None:
         axes.errorbar(sizes, scores, [_spread(p.scores) or 0.0 for p in kept], label=name, **style, **marker)
     for text, metric in (("full update", told.score.name), ("no update", f"deployed_{told.score.name}")):
         level = told.mean(metric)
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
-        axes.annotate(f"{text} {told.score.shown(level)}", (0.005, level), color="gray", **place)
+        report.level(axes, level, f"{text} {told.score.shown(level)}")
     axes.set(
         xscale="log" if axes.has_data() else "linear",
         xlabel="update size (bytes of the file)",
@@ -262,6 +258,7 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
       The tables and what they come to.
     """
     found = points(told)
+    own = {name: lines(of, told.score) for name, of in found.items()}
     trials = [row for row in told.rows if row.identity.seed == TUNING]
     seconds = sum(row.metrics["train_seconds"] + row.metrics["compile_seconds"] for row in trials)
     each = " or ".join(str(count) for count in sorted(set(told.trials)))
@@ -282,5 +279,5 @@ def write(workdir: Path, told: Told, *, command: str, title: str) -> str:
     )
     title = f"{title}: the {told.score.label} that bytes buy"
     picture = Picture(f"{told.score.name}_front", lambda panels: draw(panels, told, found, title=title))
-    parts: list[Table | str] = [points_table(told, found), reach_table(told, found), conclusion(told, found), cost]
+    parts: list[Table | str] = [points_table(told, found), reach_table(told, own), conclusion(told, own), cost]
     return report.write(workdir, Report(title, command, parts, [picture], legend))

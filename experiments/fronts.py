@@ -25,7 +25,7 @@ from updcomp import api
 from updcomp.methods import Method
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire.errors import BudgetError, CostError, Error, LeafError, NonFiniteError
+from updcomp.wire.errors import BudgetError, CostError, LeafError, NonFiniteError
 from updcomp.wire.packet import Packet
 
 _log = logging.getLogger(__name__)
@@ -88,11 +88,7 @@ def reached(config: FrontConfig) -> list[float]:
     Raises:
       Error: one is no number.
     """
-    found = [specs.scalar(text.strip()) for text in config.reach]
-    for number in found:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise Error(f"--reach: expected numbers such as 0.94,0.95, found {','.join(config.reach)!r}")
-    return [float(number or 0) for number in found]
+    return specs.numbers("reach", config.reach, "numbers such as 0.94,0.95", math.isfinite)
 
 
 def run(config: Any, workdir: Path, *, experiment: str, worlds: Callable[[Any], Worlds]) -> list[Row]:

@@ -9,7 +9,7 @@ Quelennec et al.: Towards On-device Learning on the Edge: Ways to Select Neurons
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from experiments.neurons_arms import CLASSIFIER, DIVERGED, EVERYTHING, FULL, UNF
 from experiments.results import Identity, Results, Row
 from experiments.runs import Run
 from experiments.settings import Cell, Key
-from experiments.specs import Scalar, Setting, describe
+from experiments.specs import Scalar, Setting, describe, numbers
 from updcomp.methods import METHODS
 from updcomp.methods.chosen_neurons import Neurons
 from updcomp.methods.neuron_budgets import Outcome
@@ -108,31 +108,21 @@ def tries(config: Config) -> list[Tries]:
     if unknown := [name for name in config.selections if name not in _LIMITED]:
         raise Error(f"--selections: expected some of {', '.join(_LIMITED)}, found {unknown[0]!r}")
     rates = [
-        float(rate) for rate in _numbers("rates", config.rates, "numbers above 0", lambda rate: 0 < rate < math.inf)
+        float(rate) for rate in numbers("rates", config.rates, "numbers above 0", lambda rate: 0 < rate < math.inf)
     ]
     if not rates:
         raise Error("--rates: expected at least one multiple of the learning rate, found none; give --rates=1")
     wanted: list[tuple[str, Key]] = [("--rates", key) for key in (EVERYTHING, FULL, CLASSIFIER)]
     expected = "shares above 0 and up to 1.0, or whole numbers above 0"
-    for budget in _numbers("budgets", config.budgets, expected, lambda b: b > 0 and (isinstance(b, int) or b <= 1)):
+    for budget in numbers("budgets", config.budgets, expected, lambda b: b > 0 and (isinstance(b, int) or b <= 1)):
         keys: list[Key] = [("neurons", {"selection": name, config.currency: budget}) for name in config.selections]
         wanted += [("--budgets", key) for key in keys]
-    for share in _numbers("depth_budgets", config.depth_budgets, "shares above 0 and up to 1", lambda b: 0 < b <= 1):
+    for share in numbers("depth_budgets", config.depth_budgets, "shares above 0 and up to 1", lambda b: 0 < b <= 1):
         both: Setting = {"memory": float(share), "flops": float(share), "microbatches": config.depth_microbatches}
         wanted.append(("--depth_budgets", ("neurons", {"selection": "depth", **both})))
     wanted += [("--others", key) for key in _others(config)]
     unique = {(name, describe(options)): (flag, name, options) for flag, (name, options) in wanted}
     return [[_cell(*one, rate) for rate in rates] for one in unique.values()]
-
-
-def _numbers(flag: str, texts: Sequence[str], expected: str, holds: Callable[[float], bool]) -> list[int | float]:
-    numbers: list[int | float] = []
-    for text in texts:
-        number = specs.scalar(text.strip())
-        if isinstance(number, bool) or not isinstance(number, int | float) or not holds(number):
-            raise Error(f"--{flag}: expected {expected}, found {text!r}")
-        numbers.append(number)
-    return numbers
 
 
 def _others(config: Config) -> list[Key]:

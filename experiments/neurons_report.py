@@ -245,9 +245,7 @@ def draw(panels: Any, found: Sequence[Arm], full: Arm, *, title: str) -> None:
     everything = next(arm for arm in found if arm.key == EVERYTHING)
     for name, values in (("everything", everything.all_of("accuracy")), ("deployed", full.all_of("deployed_accuracy"))):
         level = 100 * float(values.mean())
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
-        axes.annotate(f"{name} {level:.1f}", (0.005, level), color="gray", **place)
+        report.level(axes, level, f"{name} {level:.1f}")
     axes.set(
         xscale="log", xlabel="peak memory of a step (MB, by the compiler)", ylabel="test accuracy on the device, %"
     )

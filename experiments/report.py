@@ -91,6 +91,19 @@ def write(workdir: Path, report: Report) -> str:
     return shown
 
 
+def level(axes: Any, value: float, text: str) -> None:
+    """Marks a level across one of matplotlib's axes: a gray dashed line, and what it is above it.
+
+    Args:
+      axes: of a plot.
+      value: on the y axis.
+      text: what it is.
+    """
+    axes.axhline(value, color="gray", linestyle="--", linewidth=1)
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(text, (0.005, value), color="gray", **place)
+
+
 def figure(draw: Callable[[Any], None], panels: int) -> tuple[bytes, str]:
     """A plot as the bytes of a `.png` and as an SVG element, the same for the same rows."""
     import matplotlib as mpl

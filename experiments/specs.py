@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from updcomp.wire.errors import Error
 
@@ -95,6 +95,33 @@ def scalar(word: str) -> Scalar:
         except ValueError:
             continue
     return word
+
+
+def numbers(flag: str, texts: Sequence[str], expected: str, holds: Callable[[float], bool]) -> list[int | float]:
+    """The numbers that a flag has.
+
+    Args:
+      flag: its name, for messages.
+      texts: as it has them.
+      expected: what they have to be, for messages.
+      holds: whether one is.
+
+    Returns:
+      One for each text.
+
+    Raises:
+      Error: one is no number, or not such a one.
+
+    >>> numbers("rates", ["1", "0.5"], "numbers above 0", lambda rate: rate > 0)
+    [1, 0.5]
+    """
+    found: list[int | float] = []
+    for text in texts:
+        number = scalar(text.strip())
+        if isinstance(number, bool) or not isinstance(number, int | float) or not holds(number):
+            raise Error(f"--{flag}: expected {expected}, found {text!r}")
+        found.append(number)
+    return found
 
 
 def _word(value: Scalar) -> str:
