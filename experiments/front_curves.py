@@ -23,7 +23,7 @@ _PLAIN = "bits=none:aux=none,16"
 # What a curve tries is 24 settings: three sizes, bits, what happens to aux leaves, and rates; where there is nothing
 # to try in one of them, there is more of another.
 GRIDS: dict[str, tuple[str, str]] = {
-    "subspace": (OWN, "subspace:rank=16,36,80:bits=2,4:rate=10,30:widen=false,true"),
+    "subspace": (OWN, "subspace:rank=16,24,36,56,80,112:bits=2:rate=10,30:widen=false,true"),
     "partial": (OWN, f"partial:ratio=0.001,0.004,0.016:{_COMMON}:sparse_rate=3,10"),
     "low_rank": (BASELINE, f"low_rank:rank=1,2,4:{_COMMON}:rate=5,15"),
     "random_mask": (BASELINE, f"random_mask:ratio=0.001,0.004,0.016:{_COMMON}:rate=10,30"),

@@ -14,11 +14,11 @@ import updcomp
 from experiments import images, rounds, runs
 from experiments.results import Results, read
 from tests.experiments.little import Killed, little_rounds, without_times
-from updcomp import protocol
+from updcomp import methods, protocol
 from updcomp.edge import files, store
 from updcomp.protocol import rounds as protocol_rounds
 from updcomp.training import checkpoints, loop, models
-from updcomp.wire.errors import Error
+from updcomp.wire.errors import Error, NonFiniteError
 
 METHODS = ("fu", "dpu", "pruning")
 
@@ -202,6 +202,29 @@ def test_any_method_goes_through_the_rounds(tmp_path):
     assert "'--others=subspace:rank=2;subspace:rank=3'" in report
     assert (tmp_path / "updates" / "subspace-rank=3-seed0" / "round-001.upd").exists()
     assert without_times(rounds.run(config, tmp_path)) == without_times(rows)
+
+
+def test_options_in_another_order_are_the_same_entry(tmp_path):
+    given = [
+        little_rounds(methods=("fu",), others=(text,), rounds=1)
+        for text in ("low_rank:rank=1:aux=8", "low_rank:aux=8:rank=1")
+    ]
+    assert without_times(rounds.run(given[0], tmp_path)) == without_times(rounds.run(given[1], tmp_path))
+
+
+def test_a_method_that_diverges_is_named_after_all_others_are_done(tmp_path, monkeypatch):
+    def diverging():
+        def method(key, deployed, task):
+            raise NonFiniteError("lower the rate")
+
+        return method
+
+    monkeypatch.setitem(methods.METHODS, "diverging", diverging)
+    config = little_rounds(methods=("fu",), others=("diverging;subspace:rank=2",), rounds=2)
+    with pytest.raises(NonFiniteError, match="diverging, seed 0: lower the rate; all else is done"):
+        rounds.run(config, tmp_path)
+    assert [row.identity.method for row in read(tmp_path / "results.jsonl")] == ["fu", "fu", "subspace", "subspace"]
+    assert "| subspace rank=2 |" in (tmp_path / "report.md").read_text()
 
 
 def test_methods_that_do_not_exist_are_named_before_anything_loads():

@@ -9,6 +9,7 @@ from experiments import rounds
 from tests.experiments.little import little_rounds
 from updcomp import partition, trees
 from updcomp.edge import files
+from updcomp.methods import deep_partial_updating
 from updcomp.protocol import rounds as protocol_rounds
 
 RATIO = 0.15
@@ -98,6 +99,21 @@ def test_variants_part_where_they_differ(variants):
     assert first["dpu"] == first["dpu_no_restart"] == first["dpu_subspace"]
     apart = ("fu", "fu_fresh", "dpu", "gcpu", "lcpu", "rpu", "pruning", "pruning_gradual", "iterative", "magnitude")
     assert len({first[name] for name in apart}) == len(apart)
+
+
+def test_more_weights_move_by_smaller_steps_where_more_data_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds.protocol, "run_rounds", started := Started(protocol_rounds.run_rounds))
+    made = []
+    monkeypatch.setattr(rounds.methods, "partial", lambda **options: made.append(options) or partial(**options))
+    partial = deep_partial_updating.partial
+    config = little_rounds(methods=("dpu_subspace",), rounds=3, ratio=0.05, bits=4, aux=0, growth=1.0, rank=RANK)
+    rounds.run(config, tmp_path)
+    first = started.first["dpu_subspace"].variables
+    for number, factor in ((0, 1), (2, 3)):  # the rounds that restart have 60 and 180 samples
+        (old, _), (new, _) = split(first), split(started.rounds["dpu_subspace"][number].trained)
+        share = sum(int(np.sum(old[leaf] != new[leaf])) for leaf in old) / sum(kernel.size for kernel in old.values())
+        assert 0.7 * 0.05 * factor < share <= 0.05 * factor
+    assert {(options["ratio"], options["sparse_rate"]) for options in made} == {(0.05, 1.0), (0.05 * 3, 1 / 3)}
 
 
 def same(one, other):
