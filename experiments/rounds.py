@@ -64,8 +64,8 @@ class Config(images.ImageConfig, TrainingConfig):
     keep_moments: bool = setting(False, "the sparse training goes on with the full one's optimizer state")
     growth: float = setting(
         0.0,
-        "of dpu_subspace: where training starts anew on n samples, --ratio is multiplied by (n / --initial_samples)^growth, "
-        "and --sparse_rate divided by it",
+        "of dpu_subspace: where training starts anew on n samples, (n / --initial_samples)^growth multiplies --ratio "
+        "and divides --sparse_rate",
         check=at_least(0, most=1),
         later=added,
     )
