@@ -21,7 +21,7 @@ _VECTOR = "size=256,1024,4096"
 _PLAIN = "bits=none:aux=none,16"
 
 # What a curve tries is 24 settings: three sizes, bits, what happens to aux leaves, and rates; where there is nothing
-# to try in one of them, there is more of another.
+# to try in one of them, there is more of another. subspace has six sizes at 2 bits in place of three at 2 and 4.
 GRIDS: dict[str, tuple[str, str]] = {
     "subspace": (OWN, "subspace:rank=16,24,36,56,80,112:bits=2:rate=10,30:widen=false,true"),
     "partial": (OWN, f"partial:ratio=0.001,0.004,0.016:{_COMMON}:sparse_rate=3,10"),

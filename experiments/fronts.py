@@ -5,7 +5,6 @@ update reaches; the other seeds, on which nothing is chosen, train these in full
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,14 +20,6 @@ from experiments.runs import Run
 from experiments.settings import REFERENCE, Cell, Key
 from experiments.trainings import TrainingConfig
 from experiments.worlds import Score, Worlds
-from updcomp import api
-from updcomp.methods import Method
-from updcomp.training.tasks import Task
-from updcomp.trees import PyTree
-from updcomp.wire.errors import BudgetError, CostError, LeafError, NonFiniteError
-from updcomp.wire.packet import Packet
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,22 +157,4 @@ def _metrics(rows: Sequence[Row], key: Key) -> dict[str, Any] | None:
 
 
 def _guarded(cell: Cell, config: FrontConfig) -> Cell:
-    return cell._replace(make=_Guarded(cell.make, config.compact))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Guarded:
-    """A method of which a setting may be tried that does not work: its update is empty, and so never chosen."""
-
-    make: Method
-    compact: bool
-
-    def __call__(self, key: Any, deployed: PyTree, task: Task) -> Packet:
-        """The method's packet; an empty one where training diverges, or no device or no leaf takes the setting."""
-        try:
-            packet = self.make(key, deployed, task)
-            api.encode(packet, deployed, compact=self.compact)
-        except (NonFiniteError, BudgetError, CostError, LeafError) as error:
-            _log.info("left: %s", error)
-            return Packet({})
-        return packet
+    return cell._replace(make=runs.Guarded(cell.make, config.compact))

@@ -27,7 +27,7 @@ from updcomp.training import data, devices
 from updcomp.training.optimizers import cosine
 from updcomp.training.tasks import Task
 from updcomp.trees import PyTree
-from updcomp.wire.errors import Error, NonFiniteError
+from updcomp.wire.errors import Error
 from updcomp.wire.packet import Packet
 
 _EXAMPLE = "low_rank:rank=16:bits=2:aux=4"
@@ -67,7 +67,7 @@ class Config(images.ImageConfig, TrainingConfig):
         "of dpu_subspace: where training starts anew on n samples, (n / --initial_samples)^growth multiplies --ratio "
         "and divides --sparse_rate",
         check=at_least(0, most=1),
-        later=added,
+        later=lambda before, now: (before or 0) == now,  # folders that are older than it have none
     )
     rank: int = setting(80, "of the updates that dpu_subspace makes between re-initialisations", later=added)
     others: tuple[str, ...] = setting(
@@ -96,7 +96,6 @@ class Variant(NamedTuple):
     epochs: int = 1  # times --epochs in each training; the paper has 2 where a method trains once
     raw: bool = False  # sends every weight as it is, so that ratio and bits play no part
     from_zero: bool = False  # updates are relative to a model whose kernels are zero, which costs no bytes
-    grows: bool = False  # whether it goes by --growth
     small: Callable[[Config], Method] | None = None  # makes the updates that are no restart; default: as those
 
 
@@ -119,6 +118,21 @@ def _always(method: Method) -> Callable[[Config, Start, Start], Method]:
 
 def _wire(config: Config) -> dict[str, Any]:
     return {"ratio": config.ratio, "bits": config.bits, "aux": config.aux or None}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Growing:
+    """Deep partial updating of more weights, by smaller steps, the more samples there are."""
+
+    config: Config
+
+    def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        """The packet."""
+        config = self.config
+        factor = (runs.samples_of(task) / config.initial_samples) ** config.growth
+        ratio, rate = min(1.0, config.ratio * factor), config.sparse_rate / factor
+        wire = {**_wire(config), "ratio": ratio}
+        return methods.partial(sparse_rate=rate, keep_moments=config.keep_moments, **wire)(key, deployed, task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +164,9 @@ VARIANTS = {
     "pruning": Variant(_partial("global", from_init=True), restart="always", from_zero=True),
     "pruning_gradual": Variant(_partial("global", from_init=True, fixed_share=0.8), restart="always", from_zero=True),
     "dpu_subspace": Variant(
-        _partial(), restart="doubled", grows=True, small=lambda config: _Annealed(config.rank, config.bits)
+        lambda config, same, fresh: _Growing(config),
+        restart="doubled",
+        small=lambda config: _Annealed(config.rank, config.bits),
     ),
     "iterative": Variant(_partial(fixed_share=0.2), restart="doubled"),
     "magnitude": Variant(
@@ -177,7 +193,8 @@ def entries(config: Config) -> list[Entry]:
     found = [Entry(name, name, _setting(config, name), VARIANTS[name]) for name in config.methods]
     for method, options in settings.keys(config.others, flag="--others", example=_EXAMPLE):
         made = settings.build("--others", method, options)
-        found.append(Entry(specs.file_name(method, options), method, options, Variant(_always(made), epochs=2)))
+        variant = Variant(_always(runs.Guarded(made, config.compact)), epochs=2)
+        found.append(Entry(specs.file_name(method, options), method, options, variant))
     return found
 
 
@@ -195,7 +212,6 @@ def run(config: Config, workdir: Path) -> list[Row]:
 
     Raises:
       Error: a flag or the folder does not fit; nothing has been trained or written by then.
-      NonFiniteError: a method's training diverged; names it, after all others are done and reported.
     """
     results = Results(workdir, "rounds", config)
     world_of = worlds(config)
@@ -203,24 +219,18 @@ def run(config: Config, workdir: Path) -> list[Row]:
     total = config.seeds * len(compared) * config.rounds
     world = world_of(0)
     results.claim()
-    diverged: list[str] = []
     with runs.progress_bar(total, "round") as progress, runs.quiet():
         for seed in range(config.seeds):
             world = world_of(seed) if seed else world
             run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
             for entry in runs.shared(compared, functools.partial(_lock, run)):
-                try:
-                    for number in _rounds(run, config, entry):
-                        progress.set_postfix_str("", refresh=False)  # its last epoch
-                        progress.set_description(f"seed {seed} {entry.name} round {number}")
-                        progress.update()
-                except NonFiniteError as error:  # the others go on
-                    diverged.append(f"{entry.name}, seed {seed}: {error}")
-    if rows := results.rows:
-        shown = command("rounds", _of_rows(config, rows), workdir)
-        runs.publish(workdir, lambda: rounds_report.write(workdir, rows, command=shown))
-    if diverged:
-        raise NonFiniteError(f"{'; '.join(diverged)}; all else is done, and its report written")
+                for number in _rounds(run, config, entry):
+                    progress.set_postfix_str("", refresh=False)  # its last epoch
+                    progress.set_description(f"seed {seed} {entry.name} round {number}")
+                    progress.update()
+    rows = results.rows
+    shown = command("rounds", _of_rows(config, rows), workdir)
+    runs.publish(workdir, lambda: rounds_report.write(workdir, rows, command=shown))
     return rows
 
 
@@ -258,6 +268,9 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     variant, rows = entry.variant, _done(run, entry)
     order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
     stages = _stages(config, order, variant.restart)
+    if variant.small is not None:
+        small = variant.small(config)
+        stages = [stage if stage.restart else stage._replace(method=small) for stage in stages]
     yield from range(min(len(rows), len(stages)))
     if len(rows) >= len(stages):
         return
@@ -268,9 +281,7 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     first = protocol.load(path, start) if rows else protocol.save(start, path)
     checkpoints = run.results.workdir / "checkpoints" / path.stem
     task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
-    starts = (lambda key: init), run.world.init
-    stages = [stage._replace(method=_method(config, variant, stage, *starts)) for stage in stages]
-    method = variant.method(config, *starts)
+    method = variant.method(config, lambda key: init, run.world.init)
     folder = run.results.workdir / "updates" / path.stem
     results = protocol.run_rounds(key, method, first, task, stages, folder=folder, done=len(rows), compact=run.compact)
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
@@ -286,17 +297,6 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
         runs.forget(checkpoints)
         before = run.after(row)
         yield number
-
-
-def _method(config: Config, variant: Variant, stage: protocol.Stage, same: Start, fresh: Start) -> Method:
-    """What makes the update of a stage."""
-    if variant.small is not None and not stage.restart:
-        return variant.small(config)
-    if variant.grows and stage.restart:
-        factor = (len(stage.samples) / config.initial_samples) ** config.growth
-        ratio, rate = min(1.0, config.ratio * factor), config.sparse_rate / factor
-        config = dataclasses.replace(config, ratio=ratio, sparse_rate=rate)
-    return variant.method(config, same, fresh)
 
 
 def _done(run: Run, entry: Entry) -> list[Row]:
@@ -322,8 +322,8 @@ def _file(run: Run, entry: Entry) -> Path:
 def _setting(config: Config, name: str) -> Setting:
     variant = VARIANTS[name]
     names = [] if variant.raw else ["ratio", "bits", "aux", "sparse_rate", "keep_moments"]
-    names += ["growth"] if variant.grows and config.growth else []
     names += ["rank"] if variant.small else []
+    names += ["growth"] if variant.small and config.growth else []  # folders that are older than it have none
     return {option: getattr(config, option) for option in names}
 
 

@@ -1,7 +1,9 @@
 """One seed of an experiment: its deployed model, what its updates are measured by, and the rows that this gives."""
 
 import contextlib
+import dataclasses
 import fcntl
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,21 +11,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from tqdm import tqdm
 
 from experiments import specs
 from experiments.results import Identity, Results, Row
 from experiments.specs import Setting
 from experiments.worlds import World, keys_of
-from updcomp import methods, processes, protocol, trees
+from updcomp import api, methods, processes, protocol, trees
 from updcomp.methods import Method
 from updcomp.training import batches, devices
 from updcomp.training.batches import Stream
 from updcomp.training.tasks import Epoch, Task
 from updcomp.trees import PyTree
 from updcomp.wire import apply
+from updcomp.wire.errors import BudgetError, CostError, LeafError, NonFiniteError
+from updcomp.wire.packet import Packet
 
 Work = TypeVar("Work")
+
+_log = logging.getLogger(__name__)
 
 _SECONDS = ("train_seconds", "compile_seconds", "encode_seconds", "apply_seconds")
 _MEASURED = ("update_bytes", "plain_bytes", "sent", *_SECONDS)  # by the protocol
@@ -34,6 +41,24 @@ class Scores(NamedTuple):
 
     test: float
     validation: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarded:
+    """A method that may be one that does not work here: its update is empty then, and the experiment goes on."""
+
+    make: Method
+    compact: bool  # whether its update files have short fingerprints
+
+    def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
+        """The method's packet; an empty one where training diverges, or no device or no leaf takes the setting."""
+        try:
+            packet = self.make(key, deployed, task)
+            api.encode(packet, deployed, compact=self.compact)
+        except (NonFiniteError, BudgetError, CostError, LeafError) as error:
+            _log.warning("nothing is sent: %s", error)
+            return Packet({})
+        return packet
 
 
 class Run(NamedTuple):

@@ -75,12 +75,12 @@ def describe(setting: Setting) -> str:
 
 
 def file_name(name: str, setting: Setting, *more: str) -> str:
-    """A name for files of something at a setting, whatever the order of its options.
+    """A name for files of something at a setting.
 
     >>> file_name("low_rank", {"rank": 4}, "seed0")
     'low_rank-rank=4-seed0'
     """
-    wanted = "-".join([name, *(f"{option}={setting[option]}" for option in sorted(setting)), *more])
+    wanted = "-".join([name, *(f"{option}={value}" for option, value in setting.items()), *more])
     plain = re.sub(r"[^\w.=+-]", "_", wanted)[:150]
     return plain if plain == wanted else f"{plain}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 

@@ -9,7 +9,6 @@ from experiments import rounds
 from tests.experiments.little import little_rounds
 from updcomp import partition, trees
 from updcomp.edge import files
-from updcomp.methods import deep_partial_updating
 from updcomp.protocol import rounds as protocol_rounds
 
 RATIO = 0.15
@@ -102,18 +101,18 @@ def test_variants_part_where_they_differ(variants):
 
 
 def test_more_weights_move_by_smaller_steps_where_more_data_are_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds.protocol, "run_rounds", started := Started(protocol_rounds.run_rounds))
-    made = []
+    partial, made = rounds.methods.partial, []
     monkeypatch.setattr(rounds.methods, "partial", lambda **options: made.append(options) or partial(**options))
-    partial = deep_partial_updating.partial
-    config = little_rounds(methods=("dpu_subspace",), rounds=3, ratio=0.05, bits=4, aux=0, growth=1.0, rank=RANK)
-    rounds.run(config, tmp_path)
-    first = started.first["dpu_subspace"].variables
-    for number, factor in ((0, 1), (2, 3)):  # the rounds that restart have 60 and 180 samples
-        (old, _), (new, _) = split(first), split(started.rounds["dpu_subspace"][number].trained)
+    monkeypatch.setattr(rounds.protocol, "run_rounds", started := Started(protocol_rounds.run_rounds))
+    options = {"rounds": 3, "ratio": 0.05, "bits": 4, "aux": 0, "growth": 1.0, "rank": RANK}
+    rows = rounds.run(little_rounds(methods=("dpu", "dpu_subspace"), **options), tmp_path)
+    for name, number, factor in (("dpu", 2, 1), ("dpu_subspace", 0, 1), ("dpu_subspace", 2, 3)):  # rounds that restart
+        (old, _), (new, _) = split(started.first[name].variables), split(started.rounds[name][number].trained)
         share = sum(int(np.sum(old[leaf] != new[leaf])) for leaf in old) / sum(kernel.size for kernel in old.values())
         assert 0.7 * 0.05 * factor < share <= 0.05 * factor
-    assert {(options["ratio"], options["sparse_rate"]) for options in made} == {(0.05, 1.0), (0.05 * 3, 1 / 3)}
+    assert [(one["ratio"], one["sparse_rate"]) for one in made] == [(0.05, 1.0), (0.05, 1.0), (0.05 * 3, 1 / 3)]
+    growths = {row.identity.method: row.identity.setting.get("growth") for row in rows}
+    assert growths == {"dpu": None, "dpu_subspace": 1.0}
 
 
 def same(one, other):
