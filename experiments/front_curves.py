@@ -13,7 +13,7 @@ OWN, BASELINE, FLOAT, PEER = "own", "baseline", "float32 baseline", "peer"
 KINDS = (OWN, BASELINE, FLOAT, PEER)
 TUNING = 0  # the seed that settings are chosen on; the others measure
 RATES = ("rate", "sparse_rate")  # options that multiply the learning rate
-EXAMPLE = "--grids=low_rank:rank=1,2:bits=2,4:rate=5,10"
+EXAMPLE = "--grids=low_rank:rank=1,2,4:bits=2,4:aux=none,4:rate=5,15"
 
 _IN_FULL = ("full", "subsample", "stochastic_quantize", "truncated_svd")  # trained as the full update is
 _COMMON = "bits=2,4:aux=none,4"
@@ -94,7 +94,8 @@ def check_names(found: Sequence[Curve]) -> None:
     if not called:
         raise Error("--curves: expected at least one, found none; give --curves or --grids")
     if twice := [name for name in called if called.count(name) > 1]:
-        raise Error(f"--grids: expected curves of different methods, found {twice[0]!r} twice; put both in one grid")
+        advice = "put all its settings in one grid, and leave it out of --curves"
+        raise Error(f"--grids: expected curves of different methods, found {twice[0]!r} twice; {advice}")
 
 
 def key_of(row: Row) -> Key:

@@ -30,7 +30,10 @@ class FrontConfig(TrainingConfig):
         tuple(GRIDS), f"ways to spend bytes that are compared, of {', '.join(GRIDS)}", later=anything
     )
     grids: tuple[str, ...] = setting(
-        (), f"further ones, each a method at all settings to try, such as {EXAMPLE.partition('=')[2]}", later=anything
+        (),
+        f"further ones, each a method at all settings to try, such as {EXAMPLE.partition('=')[2]}; options that are "
+        "not named are the method's usual ones; the curves that are there try 24 settings each",
+        later=anything,
     )
     rate_scale: float = setting(1.0, "multiplies the learning rates that the curves try")
     tune_epochs: int = setting(

@@ -36,8 +36,8 @@ LEGEND = (
     "Means over rounds, ± standard deviation over seeds, on test samples that chose nothing. Accuracy is that of what "
     "the device holds, which only changes for a model that is better on validation data; next to it its difference to "
     "full updating (fu), in points; trained compares what training gave in each round, sent or not. Sent counts the "
-    "rounds that sent something, bytes are all files together, as index and value an int32 position and a "
-    "float32 value for each number that they send. Training excludes compilation."
+    "rounds that sent something, bytes are all files together, as index and value the numbers that they send as "
+    "float32, with an int32 position for each weight of a mask. Training excludes compilation."
 )
 
 
