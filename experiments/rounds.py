@@ -215,7 +215,7 @@ def run(config: Config, workdir: Path) -> list[Row]:
     """
     results = Results(workdir, "rounds", config)
     world_of = worlds(config)
-    compared = entries(config)
+    compared = [_as_before(entry, results.rows) for entry in entries(config)]
     total = config.seeds * len(compared) * config.rounds
     world = world_of(0)
     results.claim()
@@ -232,6 +232,15 @@ def run(config: Config, workdir: Path) -> list[Row]:
     shown = command("rounds", _of_rows(config, rows), workdir)
     runs.publish(workdir, lambda: rounds_report.write(workdir, rows, command=shown))
     return rows
+
+
+def _as_before(entry: Entry, rows: Sequence[Row]) -> Entry:
+    """The entry as its rows have it, whose files may be named by another order of the same options."""
+    for row in rows:
+        known = row.identity.setting
+        if entry.method not in VARIANTS and (row.identity.method, known) == (entry.method, entry.setting):
+            return entry._replace(name=specs.file_name(entry.method, known), setting=known)
+    return entry
 
 
 def worlds(config: Config) -> Worlds:

@@ -131,22 +131,16 @@ def keys(texts: Sequence[str], *, flag: str, example: str) -> list[Key]:
       example: for messages.
 
     Returns:
-      One for each, its options in the order in which the method has them.
+      One for each.
 
     Raises:
       Error: a text has another form.
 
-    >>> keys(["low_rank:bits=4:rank=1,2;full"], flag="--settings", example="full")
-    [('low_rank', {'rank': 1, 'bits': 4}), ('low_rank', {'rank': 2, 'bits': 4}), ('full', {})]
+    >>> keys(["low_rank:rank=1,2;full"], flag="--settings", example="full")
+    [('low_rank', {'rank': 1}), ('low_rank', {'rank': 2}), ('full', {})]
     """
     parsed = [specs.parse(part, flag=flag, example=example) for text in texts for part in parts(text)]
-    return [(name, _ordered(name, options)) for name, values in parsed for options in specs.combinations(values)]
-
-
-def _ordered(name: str, options: Setting) -> Setting:
-    """The options in the order of the method's own, so that one setting has one name."""
-    known = [*inspect.signature(METHODS[name]).parameters] if name in METHODS else []
-    return {option: options[option] for option in dict.fromkeys([*known, *options]) if option in options}
+    return [(name, options) for name, values in parsed for options in specs.combinations(values)]
 
 
 def parts(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The rounds experiment at its smallest: whole, killed and continued, shared, and extended."""
 
 import itertools
+import json
 import shutil
 import threading
 import time
@@ -205,12 +206,21 @@ def test_any_method_goes_through_the_rounds(tmp_path):
 
 
 def test_options_in_another_order_are_the_same_entry(tmp_path):
-    for number, text in enumerate(("low_rank:rank=1:aux=8", "low_rank:aux=8:rank=1"), 1):
+    for number, text in enumerate(("low_rank:rank=1:aux=8:rate=10", "low_rank:rate=10.0:aux=8:rank=1"), 1):
         rows = rounds.run(little_rounds(methods=("fu",), others=(text,), rounds=number), tmp_path)
     assert [(line.method, line.rounds) for line in rounds_report.summarise(rows)] == [
         ("fu", 2),
-        ("low_rank rank=1 aux=8", 2),
+        ("low_rank rank=1 aux=8 rate=10", 2),
     ]
+
+
+def test_a_share_that_grows_is_not_taken_up_by_rows_of_one_that_does_not(tmp_path):
+    rounds.run(little_rounds(methods=("dpu_subspace",), rounds=1), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({name: settings[name] for name in settings if name != "growth"}))
+    with pytest.raises(Error, match="growth"):
+        rounds.run(little_rounds(methods=("dpu_subspace",), rounds=1, growth=0.5), tmp_path)
+    assert len(rounds.run(little_rounds(methods=("dpu_subspace",), rounds=2), tmp_path)) == 2
 
 
 def test_another_method_that_diverges_sends_nothing_and_the_rest_goes_on(tmp_path, monkeypatch, caplog):
