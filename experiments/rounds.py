@@ -102,14 +102,16 @@ class Variant(NamedTuple):
 def _partial(
     scores: str = "combined", *, fixed_share: float | None = None, from_init: bool = False
 ) -> Callable[[Config, Start, Start], Method]:
-    return lambda config, same, fresh: methods.partial(
-        scores=scores,
-        fixed_share=fixed_share,
-        start=same if from_init else None,
-        keep_moments=config.keep_moments,
-        sparse_rate=config.sparse_rate,
-        **_wire(config),
+    return lambda config, same, fresh: _deep(
+        config, scores=scores, fixed_share=fixed_share, start=same if from_init else None
     )
+
+
+def _deep(config: Config, *, factor: float = 1.0, **options: Any) -> Method:
+    """Deep partial updating of a share that is so many times the usual one, by as much smaller steps."""
+    wire = {**_wire(config), "ratio": min(1.0, config.ratio * factor)}
+    rate = config.sparse_rate / factor
+    return methods.partial(keep_moments=config.keep_moments, sparse_rate=rate, **wire, **options)
 
 
 def _always(method: Method) -> Callable[[Config, Start, Start], Method]:
@@ -128,11 +130,8 @@ class _Growing:
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """The packet."""
-        config = self.config
-        factor = (runs.samples_of(task) / config.initial_samples) ** config.growth
-        ratio, rate = min(1.0, config.ratio * factor), config.sparse_rate / factor
-        wire = {**_wire(config), "ratio": ratio}
-        return methods.partial(sparse_rate=rate, keep_moments=config.keep_moments, **wire)(key, deployed, task)
+        factor = (runs.samples_of(task) / self.config.initial_samples) ** self.config.growth
+        return _deep(self.config, factor=factor)(key, deployed, task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,11 +235,11 @@ def run(config: Config, workdir: Path) -> list[Row]:
 
 def _as_before(entry: Entry, rows: Sequence[Row]) -> Entry:
     """The entry as its rows have it, whose files may be named by another order of the same options."""
-    for row in rows:
-        known = row.identity.setting
-        if entry.method not in VARIANTS and (row.identity.method, known) == (entry.method, entry.setting):
-            return entry._replace(name=specs.file_name(entry.method, known), setting=known)
-    return entry
+    if entry.method in VARIANTS:
+        return entry
+    same = (row.identity.setting for row in rows if row.identity.method == entry.method)
+    known = next((setting for setting in same if setting == entry.setting), entry.setting)
+    return entry._replace(name=specs.file_name(entry.method, known), setting=known)
 
 
 def worlds(config: Config) -> Worlds:
