@@ -34,6 +34,8 @@ _EXAMPLE = "low_rank:rank=16:bits=2:aux=4"
 _SEEN, _LEAST_EPOCHS = 300_000, 5  # samples that a small update is trained on, at most but for the epochs
 _SUBSPACE_RATE = 4.0  # times the learning rate, which suits the training of all weights from scratch
 
+RESTARTS = ("never", "always", "doubled", "until_sent")
+
 Start = Callable[[jax.Array], PyTree]  # PRNG key -> the model that training starts from
 
 
@@ -124,14 +126,19 @@ def _wire(config: Config) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Growing:
-    """Deep partial updating of more weights, by smaller steps, the more samples there are."""
+    """Deep partial updating of more weights, by smaller steps, the more samples there are.
+
+    It is trained at a rate that falls to zero and is that of the last epoch: the best of many epochs on the validation
+    data is lucky there, and what a device holds then stands in the way of all that comes after.
+    """
 
     config: Config
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """The packet."""
         factor = (runs.samples_of(task) / self.config.initial_samples) ** self.config.growth
-        return _deep(self.config, factor=factor)(key, deployed, task)
+        method = _deep(self.config, factor=factor)
+        return method(key, deployed, task._replace(schedule=cosine, keep="last"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +171,7 @@ VARIANTS = {
     "pruning_gradual": Variant(_partial("global", from_init=True, fixed_share=0.8), restart="always", from_zero=True),
     "dpu_subspace": Variant(
         lambda config, same, fresh: _Growing(config),
-        restart="doubled",
+        restart="until_sent",
         small=lambda config: _Annealed(config.rank, config.bits),
     ),
     "iterative": Variant(_partial(fixed_share=0.2), restart="doubled"),
@@ -274,14 +281,19 @@ def worlds(config: Config) -> Worlds:
 def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     """Runs a method's rounds from where its rows end; yields the number of each round that is done."""
     variant, rows = entry.variant, _done(run, entry)
-    order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
-    stages = _stages(config, order, variant.restart)
-    if variant.small is not None:
-        small = variant.small(config)
-        stages = [stage if stage.restart else stage._replace(method=small) for stage in stages]
-    yield from range(min(len(rows), len(stages)))
-    if len(rows) >= len(stages):
+    yield from range(min(len(rows), config.rounds))
+    if len(rows) >= config.rounds:
         return
+    order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
+    sent = [row.metrics["sent"] for row in rows]
+    small = variant.small(config) if variant.small else None
+    asked: list[protocol.Stage] = []
+
+    def stages() -> Iterator[protocol.Stage]:
+        for stage in _stages(config, order, variant.restart, sent):
+            asked.append(stage if stage.restart else stage._replace(method=small))
+            yield asked[-1]
+
     init_key, key = jax.random.split(jax.random.key(run.seed))
     init = devices.split(run.world.init(init_key), run.world.task.mesh)
     start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, entry)
@@ -291,7 +303,9 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
     method = variant.method(config, lambda key: init, run.world.init)
     folder = run.results.workdir / "updates" / path.stem
-    results = protocol.run_rounds(key, method, first, task, stages, folder=folder, done=len(rows), compact=run.compact)
+    results = protocol.run_rounds(
+        key, method, first, task, stages(), folder=folder, done=len(rows), compact=run.compact
+    )
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
     for number, result in enumerate(results, len(rows)):
         row = run.record(
@@ -299,9 +313,10 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
             result,
             before,
             reference=run.identity(REFERENCE, {}, number),
-            samples=len(stages[number].samples),
-            restart=stages[number].restart and result.sent,
+            samples=len(asked[-1].samples),
+            restart=asked[-1].restart and result.sent,
         )
+        sent.append(result.sent)
         runs.forget(checkpoints)
         before = run.after(row)
         yield number
@@ -348,7 +363,15 @@ def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
     )
 
 
-def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart: str = "never") -> list[protocol.Stage]:
+def growing(
+    order: np.ndarray,
+    *,
+    initial: int,
+    step: int,
+    rounds: int,
+    restart: str = "never",
+    sent: Sequence[bool] = (),
+) -> Iterator[protocol.Stage]:
     """The stages of rounds whose training set is cumulative: `initial` samples, then `step` more each round.
 
     Args:
@@ -356,8 +379,11 @@ def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart:
       initial: samples of round 0.
       step: samples that each later round adds.
       rounds: how many rounds.
-      restart: which updates are relative to the first model: "never"; "always"; or "doubled", those of round 0 and of
-        every round with more than twice the samples of the last such round.
+      restart: which updates are relative to the first model: "never"; "always"; "doubled", those of round 0 and of
+        every round with more than twice the samples of the last such round; or "until_sent", of the last such round
+        that was sent, so that one which gave nothing better is tried again with the next samples.
+      sent: whether each round gave something, which its caller adds before it asks for the next stage; for
+        "until_sent" alone.
 
     Returns:
       One `Stage` a round.
@@ -369,28 +395,33 @@ def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart:
 
     >>> [stage.restart for stage in growing(np.arange(9), initial=1, step=1, rounds=9, restart="doubled")]
     [True, False, True, False, False, False, True, False, False]
+    >>> sent = [True, True, False, True, True]
+    >>> [stage.restart for stage in growing(np.arange(5), initial=1, step=1, rounds=5, restart="until_sent", sent=sent)]
+    [True, False, True, True, False]
     """
     if min(initial, step, rounds) < 1:
         raise Error(f"initial, step and rounds: expected at least 1, found {initial}, {step} and {rounds}")
-    if restart not in ("never", "doubled", "always"):
-        raise Error(f"restart: expected never, doubled or always, found {restart!r}")
+    if restart not in RESTARTS:
+        raise Error(f"restart: expected one of {', '.join(RESTARTS)}, found {restart!r}")
     needed = initial + step * (rounds - 1)
     if needed > len(order):
         possible = max(0, (len(order) - initial) // step + 1)
         expected = f"expected at most {possible}: {initial} samples and {step} more each round of {len(order)} in all"
         raise Error(f"rounds: {expected}; found {rounds}, which need {needed}; use fewer rounds or smaller steps")
-    stages, last = [], 0
-    for size in range(initial, needed + 1, step):
-        restarts = restart == "always" or (restart == "doubled" and size > 2 * last)
-        last = size if restarts else last
-        stages.append(protocol.Stage(order[:size], restarts))
-    return stages
+
+    def stages() -> Iterator[protocol.Stage]:
+        last = 0
+        for number, size in enumerate(range(initial, needed + 1, step)):
+            restarts = restart == "always" or (restart in ("doubled", "until_sent") and size > 2 * last)
+            yield protocol.Stage(order[:size], restarts)
+            last = size if restarts and (restart != "until_sent" or sent[number]) else last
+
+    return stages()
 
 
-def _stages(config: Config, order: np.ndarray, restart: str) -> list[protocol.Stage]:
-    return growing(
-        order, initial=config.initial_samples, step=config.step_samples, rounds=config.rounds, restart=restart
-    )
+def _stages(config: Config, order: np.ndarray, restart: str, sent: Sequence[bool] = ()) -> Iterator[protocol.Stage]:
+    initial, step = config.initial_samples, config.step_samples
+    return growing(order, initial=initial, step=step, rounds=config.rounds, restart=restart, sent=sent)
 
 
 def _without_kernels(variables: PyTree) -> PyTree:

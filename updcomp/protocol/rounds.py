@@ -1,10 +1,11 @@
 """Rounds: make an update, send it if it is better, apply it on the device, read back what that holds."""
 
 import functools
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,7 +190,7 @@ def run_rounds(
     method: Method,
     first: Copy,
     task: Task,
-    stages: Sequence[Stage],
+    stages: Iterable[Stage],
     *,
     folder: str | Path,
     done: int = 0,
@@ -203,7 +204,8 @@ def run_rounds(
       method: makes the packets of all stages that do not name another.
       first: the model that the device was deployed with and keeps: the base of updates after a restart.
       task: how to train; each stage says on which samples.
-      stages: one a round.
+      stages: one a round, of all rounds, those done as well. Each is asked for when its round begins, so that an
+        iterator may decide by what the rounds before it gave.
       folder: gets `round-000.upd` and so on; the device's model lies beside the first one, its name ending in `-held`.
       done: how many rounds have their files there; those are replayed, not trained again.
       device: applies the updates.
@@ -217,19 +219,20 @@ def run_rounds(
     """
     folder = Path(folder)
     processes.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-    updates = [folder / f"round-{number:03}.upd" for number in range(len(stages))]
     held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")
     new = first.file.with_stem(f"{first.file.stem}-new")
 
     def read(path: Path) -> bytes:
         return processes.from_first(lambda: files.read_bytes(path))
 
-    for variables in replay(map(read, updates[:done]), first.variables):
+    def update_of(number: int) -> Path:
+        return folder / f"round-{number:03}.upd"
+
+    for variables in replay(map(read, map(update_of, range(done))), first.variables):
         held = Copy(variables, held_file)
     if done:
         save(*held)
-    for number in range(done, len(stages)):
-        stage = stages[number]
+    for number, stage in itertools.islice(enumerate(stages), done, None):
         training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
             jax.random.fold_in(key, number),
@@ -237,7 +240,7 @@ def run_rounds(
             held,
             task._replace(samples=stage.samples, checkpoints=training),
             base=first if stage.restart else held,
-            update=updates[number],
+            update=update_of(number),
             new=new,
             device=device,
             compact=compact,
