@@ -1,17 +1,14 @@
 """The rounds experiment at its smallest: whole, killed and continued, shared, and extended."""
 
 import itertools
-import json
 import shutil
 import threading
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import updcomp
 from experiments import images, rounds, rounds_report, runs
 from experiments.results import Results, read
 from tests.experiments.little import Killed, little_rounds, without_times
@@ -75,7 +72,8 @@ def test_more_rounds_and_methods_may_be_added_and_other_settings_not(finished, t
     ]
     report = (workdir / "report.md").read_text()
     assert f"--workdir={workdir} " in report
-    assert "--methods=fu,dpu,pruning,rpu --rounds=5 " in report
+    assert "--methods=fu,dpu,pruning,rpu " in report
+    assert "--rounds=5 " in report
     with pytest.raises(Error, match="--ratio: expected 0.05 as in"):
         rounds.run(little_rounds(ratio=0.03), workdir)
     assert read(workdir / "results.jsonl") == rows
@@ -141,6 +139,20 @@ def test_a_resumed_device_keeps_its_first_model(finished, tmp_path, monkeypatch)
     assert first.read_bytes() == before
 
 
+def test_seeds_are_shared_as_methods_are(tmp_path):
+    """What another process holds is waited for last, of whichever seed it is."""
+    config = little_rounds(methods=("dpu",), rounds=1, seeds=2)
+    Results(tmp_path, "rounds", config).claim()
+    with runs.alone(tmp_path / "device" / "dpu-seed0.lock", wait=False):
+        thread = threading.Thread(target=rounds.run, args=(config, tmp_path))
+        thread.start()
+        while not read(tmp_path / "results.jsonl") and thread.is_alive():
+            time.sleep(0.05)
+        assert [row.identity.seed for row in read(tmp_path / "results.jsonl")] == [1]
+    thread.join(60)
+    assert [row.identity.seed for row in read(tmp_path / "results.jsonl")] == [1, 0]
+
+
 def test_rows_with_a_gap_are_refused(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "gap")
     path = tmp_path / "gap" / "results.jsonl"
@@ -165,44 +177,6 @@ def test_rounds_that_another_process_runs_come_last(finished, tmp_path):
     assert [row.metrics["accuracy"] for row in rows[4:]] == [row.metrics["accuracy"] for row in finished[1][:4]]
 
 
-def test_growing_sets_are_cumulative_and_restart_when_they_have_more_than_doubled():
-    order = np.random.default_rng(0).permutation(100)
-    stages = list(rounds.growing(order, initial=10, step=5, rounds=19, restart="doubled"))
-    last = 0
-    for number, stage in enumerate(stages):
-        np.testing.assert_array_equal(stage.samples, order[: 10 + 5 * number])
-        assert stage.restart == (len(stage.samples) > 2 * last)
-        last = len(stage.samples) if stage.restart else last
-    for restart, expected in (("never", False), ("always", True)):
-        stages = rounds.growing(order, initial=1, step=1, rounds=3, restart=restart)
-        assert [stage.restart for stage in stages] == [expected] * 3
-
-
-def test_a_restart_that_sent_nothing_is_tried_again_with_the_next_samples():
-    sent = []
-    stages = rounds.growing(np.arange(9), initial=1, step=1, rounds=9, restart="until_sent", sent=sent)
-    restarts = []
-    for stage, answer in zip(stages, (True, False, False, False, True, True, False, True, True), strict=True):
-        restarts.append(stage.restart)
-        sent.append(answer)
-    # 1 sample is sent; 3 and 4 give nothing, 5 do; 6 to 9 are not more than twice as many
-    assert restarts == [True, False, True, True, True, False, False, False, False]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"initial": 10, "step": 10, "rounds": 11}, r"rounds: expected at most 10: .* found 11, which need 110"),
-        ({"initial": 101, "step": 10, "rounds": 1}, "rounds: expected at most 0"),
-        ({"initial": 0, "step": 10, "rounds": 1}, "expected at least 1, found 0, 10 and 1"),
-        ({"initial": 10, "step": 10, "rounds": 1, "restart": "often"}, "restart: expected one of never"),
-    ],
-)
-def test_impossible_rounds_are_refused(options, message):
-    with pytest.raises(updcomp.Error, match=message):
-        rounds.growing(np.arange(100), **options)
-
-
 def test_any_method_goes_through_the_rounds(tmp_path):
     config = little_rounds(methods=("fu",), others=("subspace:rank=2,3",), rounds=2)
     rows = rounds.run(config, tmp_path)
@@ -223,15 +197,6 @@ def test_options_in_another_order_are_the_same_entry(tmp_path):
         ("fu", 2),
         ("low_rank rank=1 aux=8 rate=10", 2),
     ]
-
-
-def test_a_share_that_grows_is_not_taken_up_by_rows_of_one_that_does_not(tmp_path):
-    rounds.run(little_rounds(methods=("dpu_subspace",), rounds=1), tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({name: settings[name] for name in settings if name != "growth"}))
-    with pytest.raises(Error, match="growth"):
-        rounds.run(little_rounds(methods=("dpu_subspace",), rounds=1, growth=0.5), tmp_path)
-    assert len(rounds.run(little_rounds(methods=("dpu_subspace",), rounds=2), tmp_path)) == 2
 
 
 def test_another_method_that_diverges_sends_nothing_and_the_rest_goes_on(tmp_path, monkeypatch, caplog):

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments import rounds
+from experiments import rounds, rounds_variants
+from experiments.rounds_variants import VARIANTS
 from tests.experiments.little import little_rounds
 from updcomp import partition, trees
 from updcomp.edge import files
@@ -34,9 +35,7 @@ RESTARTS = {
 def variants(tmp_path_factory, deliver_here):
     """Every variant over three rounds: the folder, what its rounds gave, and how long each training was."""
     workdir = tmp_path_factory.mktemp("variants")
-    config = little_rounds(
-        methods=tuple(rounds.VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0, sparse_rate=10.0, rank=RANK
-    )
+    config = little_rounds(methods=tuple(VARIANTS), rounds=3, ratio=RATIO, bits=4, aux=0, sparse_rate=10.0, rank=RANK)
     given, trained = {}, {}
     run_round = protocol_rounds.run_round
 
@@ -62,7 +61,7 @@ def split(variables):
     return {name: np.asarray(leaves[name]) for name in kernels}, {n: leaves[n] for n in leaves.keys() - kernels}
 
 
-@pytest.mark.parametrize("name", rounds.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_of_the_paper_trains_selects_and_restarts_as_it_says(name, variants):
     workdir, given, trained = variants
     first = files.read_model(workdir / "device" / f"{name}-seed0.safetensors").model
@@ -94,16 +93,18 @@ def test_a_variant_of_the_paper_trains_selects_and_restarts_as_it_says(name, var
 def test_variants_part_where_they_differ(variants):
     """In the first round all start alike; what differs from then on is the variant's own."""
     workdir = variants[0]
-    first = {name: (workdir / "updates" / f"{name}-seed0" / "round-000.upd").read_bytes() for name in rounds.VARIANTS}
+    first = {name: (workdir / "updates" / f"{name}-seed0" / "round-000.upd").read_bytes() for name in VARIANTS}
     assert first["fu"] == first["fu_last"] != first["fu_fresh"]
     assert first["dpu"] == first["dpu_no_restart"]
-    apart = rounds.VARIANTS.keys() - {"fu_last", "dpu_no_restart"}
+    apart = VARIANTS.keys() - {"fu_last", "dpu_no_restart"}
     assert len({first[name] for name in apart}) == len(apart)
 
 
 def test_more_weights_move_by_smaller_steps_where_more_data_are_there(tmp_path, monkeypatch):
-    partial, made = rounds.methods.partial, []
-    monkeypatch.setattr(rounds.methods, "partial", lambda **options: made.append(options) or partial(**options))
+    partial, made = rounds_variants.methods.partial, []
+    monkeypatch.setattr(
+        rounds_variants.methods, "partial", lambda **options: made.append(options) or partial(**options)
+    )
     monkeypatch.setattr(rounds.protocol, "run_rounds", started := Started(protocol_rounds.run_rounds))
     options = {"rounds": 3, "ratio": 0.05, "bits": 4, "aux": 0, "growth": 1.0, "rank": RANK}
     rows = rounds.run(little_rounds(methods=("dpu", "dpu_subspace"), **options), tmp_path)
@@ -121,7 +122,7 @@ def same(one, other):
 
 
 def test_pruned_models_keep_no_more_than_the_ratio(variants):
-    for name in rounds.VARIANTS:
+    for name in VARIANTS:
         is_pruning = name.startswith("pruning")
         for base, _, done in variants[1][name][:1]:
             assert all(kernel.any() != is_pruning for kernel in split(base)[0].values())
