@@ -1,6 +1,8 @@
 """Rounds on data that arrive over time: deep partial updating and all that its paper compares it with."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from experiments.config import anything, command, setting
 from experiments.results import Results, Row
 from experiments.rounds_report import REFERENCE
 from experiments.rounds_stages import growing
-from experiments.rounds_variants import VARIANTS, Entry, VariantsConfig, as_before, entries
+from experiments.rounds_variants import VARIANTS, Entry, Variant, VariantsConfig, as_before, entries
 from experiments.runs import Run
 from experiments.trainings import check_rows, task_of
 from experiments.worlds import World, Worlds
@@ -29,8 +31,6 @@ class Config(images.ImageConfig, VariantsConfig):
 
     learning_rate: float = 5e-3
     epochs: int = 30
-    rounds: int = setting(60, "how many rounds; the training set is cumulative", later=anything)
-    step_samples: int = setting(1_000, "samples that each later round adds")
     validation_samples: int = setting(3_000, "test images that choose the best epoch, and whether an update is sent")
     seeds: int = setting(1, "how many seeds; each has its own first model and order of samples", later=anything)
 
@@ -64,18 +64,20 @@ def run(config: Config, workdir: Path) -> list[Row]:
     world_of = worlds(config)
     compared = [as_before(entry, results.rows) for entry in entries(config)]
     total = config.seeds * len(compared) * config.rounds
-    worlds_of_seeds = [world_of(seed) for seed in range(config.seeds)]
+    world_of(0)
     results.claim()
     with runs.progress_bar(total, "round") as progress, runs.quiet():
-        work = [
-            (Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact), entry)
-            for seed, world in enumerate(worlds_of_seeds)
-            for entry in compared
-        ]
-        for run, entry in runs.shared(work, _lock):
-            for number in _rounds(run, config, entry):
+
+        @functools.lru_cache(maxsize=1)  # so that one seed's data are on the devices
+        def run_of(seed: int) -> Run:
+            world = world_of(seed)
+            return Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
+
+        work = list(itertools.product(range(config.seeds), compared))
+        for seed, entry in runs.shared(work, lambda one: _file(workdir, *one).with_suffix(".lock")):
+            for number in _rounds(run_of(seed), config, entry):
                 progress.set_postfix_str("", refresh=False)  # its last epoch
-                progress.set_description(f"seed {run.seed} {entry.name} round {number}")
+                progress.set_description(f"seed {seed} {entry.name} round {number}")
                 progress.update()
     rows = results.rows
     shown = command("rounds", _of_rows(config, rows), workdir)
@@ -100,7 +102,7 @@ def worlds(config: Config) -> Worlds:
     if config.validation_samples >= len(test.labels):
         expected = f"expected less than the {len(test.labels)} test images"
         raise Error(f"--validation_samples: {expected}, found {config.validation_samples}; use fewer")
-    _stages(config, np.arange(len(train.labels)), "never")
+    _plan(config, np.arange(len(train.labels)))
 
     def world(seed: int) -> World:
         counts = (config.validation_samples, len(test.labels) - config.validation_samples)
@@ -119,38 +121,30 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     if len(rows) >= config.rounds:
         return
     order = np.random.default_rng(run.seed).permutation(runs.samples_of(run.world.task))
-    sent = [row.metrics["sent"] for row in rows]
-    small = variant.small(config) if variant.small else None
-    asked: list[protocol.Stage] = []
-
-    def stages() -> Iterator[protocol.Stage]:
-        for stage in _stages(config, order, variant.restart, sent):
-            asked.append(stage if stage.restart else stage._replace(method=small))
-            yield asked[-1]
-
+    plan, sent = _plan(config, order, variant), [row.metrics["sent"] for row in rows]
     init_key, key = jax.random.split(jax.random.key(run.seed))
     init = devices.split(run.world.init(init_key), run.world.task.mesh)
-    start, path = (_without_kernels(init) if variant.from_zero else init), _file(run, entry)
+    start, path = (_without_kernels(init) if variant.from_zero else init), _file(run.results.workdir, run.seed, entry)
     # Another machine may make other weights of the seed; the update files start from these.
     first = protocol.load(path, start) if rows else protocol.save(start, path)
     checkpoints = run.results.workdir / "checkpoints" / path.stem
     task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
     method = variant.method(config, lambda key: init, run.world.init)
     folder = run.results.workdir / "updates" / path.stem
-    results = protocol.run_rounds(
-        key, method, first, task, stages(), folder=folder, done=len(rows), compact=run.compact
-    )
+    results = protocol.run_rounds(key, method, first, task, plan, folder=folder, done=len(rows), compact=run.compact)
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
     for number, result in enumerate(results, len(rows)):
+        stage = plan(sent)
+        assert stage is not None  # as there was a round
+        sent.append(result.sent)
         row = run.record(
             run.identity(entry.method, entry.setting, number),
             result,
             before,
             reference=run.identity(REFERENCE, {}, number),
-            samples=len(asked[-1].samples),
-            restart=asked[-1].restart and result.sent,
+            samples=len(stage.samples),
+            restart=stage.restart and result.sent,
         )
-        sent.append(result.sent)
         runs.forget(checkpoints)
         before = run.after(row)
         yield number
@@ -167,13 +161,9 @@ def _done(run: Run, entry: Entry) -> list[Row]:
     return rows
 
 
-def _lock(work: tuple[Run, Entry]) -> Path:
-    return _file(*work).with_suffix(".lock")
-
-
-def _file(run: Run, entry: Entry) -> Path:
+def _file(workdir: Path, seed: int, entry: Entry) -> Path:
     """The model that a device is deployed with."""
-    return run.results.workdir / "device" / f"{entry.name}-seed{run.seed}.safetensors"
+    return workdir / "device" / f"{entry.name}-seed{seed}.safetensors"
 
 
 def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
@@ -189,9 +179,19 @@ def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
     )
 
 
-def _stages(config: Config, order: np.ndarray, restart: str, sent: Sequence[bool] = ()) -> Iterator[protocol.Stage]:
-    initial, step = config.initial_samples, config.step_samples
-    return growing(order, initial=initial, step=step, rounds=config.rounds, restart=restart, sent=sent)
+def _plan(config: Config, order: np.ndarray, variant: Variant | None = None) -> protocol.Plan:
+    """When a variant's training starts anew, and what makes the updates between."""
+    counts = {"initial": config.initial_samples, "step": config.step_samples, "rounds": config.rounds}
+    plan = growing(order, restart=variant.restart if variant else "never", **counts)
+    if variant is None or variant.small is None:
+        return plan
+    small = variant.small(config)
+
+    def with_small(sent: Sequence[bool]) -> protocol.Stage | None:
+        stage = plan(sent)
+        return stage if stage is None or stage.restart else stage._replace(method=small)
+
+    return with_small
 
 
 def _without_kernels(variables: PyTree) -> PyTree:

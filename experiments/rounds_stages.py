@@ -1,24 +1,27 @@
 """When samples arrive, and which updates start anew from the first model."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.config import Settings, anything, setting
 from updcomp import protocol
 from updcomp.wire.errors import Error
 
 RESTARTS = ("never", "always", "doubled", "until_sent")
 
 
-def growing(
-    order: np.ndarray,
-    *,
-    initial: int,
-    step: int,
-    rounds: int,
-    restart: str = "never",
-    sent: Sequence[bool] = (),
-) -> Iterator[protocol.Stage]:
+@dataclasses.dataclass(frozen=True)
+class ArrivalConfig(Settings):
+    """Data that arrive over time."""
+
+    rounds: int = setting(60, "how many rounds; the training set is cumulative", later=anything)
+    initial_samples: int = setting(1_000, "samples of the first round")
+    step_samples: int = setting(1_000, "samples that each later round adds")
+
+
+def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart: str = "never") -> protocol.Plan:
     """The stages of rounds whose training set is cumulative: `initial` samples, then `step` more each round.
 
     Args:
@@ -28,22 +31,18 @@ def growing(
       rounds: how many rounds.
       restart: which updates are relative to the first model: "never"; "always"; "doubled", those of round 0 and of
         every round with more than twice the samples of the last such round; or "until_sent", of the last such round
-        that was sent, so that one which gave nothing better is tried again with the next samples.
-      sent: whether each round gave something, which its caller adds before it asks for the next stage; for
-        "until_sent" alone.
+        that sent something, so that one which gave nothing better is tried again with the next samples.
 
     Returns:
-      One `Stage` a round.
+      Whether each round so far sent something -> the next `Stage`, as `protocol.run_rounds` takes it.
 
     Raises:
       Error: the rounds need more samples than there are, a count is below 1, or `restart` is none of these.
 
     Paper: Qu et al., Deep Partial Updating (ECCV 2022), section 4 (re-initialisation).
 
-    >>> [stage.restart for stage in growing(np.arange(9), initial=1, step=1, rounds=9, restart="doubled")]
-    [True, False, True, False, False, False, True, False, False]
-    >>> sent = [True, True, False, True, True]
-    >>> [stage.restart for stage in growing(np.arange(5), initial=1, step=1, rounds=5, restart="until_sent", sent=sent)]
+    >>> plan = growing(np.arange(9), initial=1, step=1, rounds=9, restart="until_sent")
+    >>> [plan(sent).restart for sent in ([], [True], [True, True], [True, True, False], [True, True, True])]
     [True, False, True, True, False]
     """
     if min(initial, step, rounds) < 1:
@@ -56,11 +55,15 @@ def growing(
         expected = f"expected at most {possible}: {initial} samples and {step} more each round of {len(order)} in all"
         raise Error(f"rounds: {expected}; found {rounds}, which need {needed}; use fewer rounds or smaller steps")
 
-    def stages() -> Iterator[protocol.Stage]:
-        last = 0
-        for number, size in enumerate(range(initial, needed + 1, step)):
-            restarts = restart == "always" or (restart in ("doubled", "until_sent") and size > 2 * last)
-            yield protocol.Stage(order[:size], restarts)
-            last = size if restarts and (restart != "until_sent" or sent[number]) else last
+    def is_due(size: int, last: int) -> bool:
+        return restart == "always" or (restart != "never" and size > 2 * last)
 
-    return stages()
+    def plan(sent: Sequence[bool]) -> protocol.Stage | None:
+        last, size = 0, initial
+        for was_sent in sent:
+            if is_due(size, last) and (was_sent or restart != "until_sent"):
+                last = size
+            size += step
+        return protocol.Stage(order[:size], is_due(size, last)) if len(sent) < rounds else None
+
+    return plan

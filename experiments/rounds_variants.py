@@ -12,6 +12,7 @@ import jax
 from experiments import runs, settings, specs
 from experiments.config import above_zero, added, anything, at_least, one_of, setting
 from experiments.results import Row
+from experiments.rounds_stages import ArrivalConfig
 from experiments.specs import Setting
 from experiments.trainings import TrainingConfig
 from updcomp import methods
@@ -30,15 +31,14 @@ Start = Callable[[jax.Array], PyTree]  # PRNG key -> the model that training sta
 
 
 @dataclasses.dataclass(frozen=True)
-class VariantsConfig(TrainingConfig):
+class VariantsConfig(ArrivalConfig, TrainingConfig):
     """What is compared, and the sizes of its updates."""
 
     methods: tuple[str, ...] = setting(
         ("fu", "dpu", "dpu_no_restart", "gcpu", "lcpu", "rpu", "pruning"),
-        "which to compare; there are fu_last, fu_fresh, pruning_gradual, iterative and magnitude as well",
+        "which to compare; there are fu_last, fu_fresh, pruning_gradual, dpu_subspace, iterative and magnitude as well",
         later=anything,
     )
-    initial_samples: int = setting(1_000, "samples of the first round")
     ratio: float = setting(0.005, "the share of all kernels' weights that is sent", check=above_zero(most=1))
     bits: int = setting(16, "of each sent weight's delta, from 2 to 16", check=at_least(2, most=16))
     aux: int = setting(
@@ -94,29 +94,29 @@ def _wire(config: VariantsConfig) -> dict[str, Any]:
     return {"ratio": config.ratio, "bits": config.bits, "aux": config.aux or None}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Growing:
-    """Deep partial updating of more weights, by smaller steps, the more samples there are.
+def _annealed(task: Task, **changes: Any) -> Task:
+    """The task at a rate that falls to zero, whose update is that of the last epoch.
 
-    It is trained at a rate that falls to zero and is that of the last epoch: the best of many epochs on the validation
-    data is lucky there, and what a device holds then stands in the way of all that comes after.
+    The best epoch on the validation data is partly luck, and all later updates have to beat its score on the same data.
     """
+    return task._replace(schedule=cosine, keep="last", **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewStart:
+    """Deep partial updating of more weights, by smaller steps, the more samples there are."""
 
     config: VariantsConfig
 
     def __call__(self, key: jax.Array, deployed: PyTree, task: Task) -> Packet:
         """The packet."""
         factor = (runs.samples_of(task) / self.config.initial_samples) ** self.config.growth
-        method = _deep(self.config, factor=factor)
-        return method(key, deployed, task._replace(schedule=cosine, keep="last"))
+        return _deep(self.config, factor=factor)(key, deployed, _annealed(task))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Annealed:
-    """Small changes of a model that is good already, in its own subspace.
-
-    They are trained on no more samples than decide, at a rate that falls to zero, and are those of the last epoch.
-    """
+class _Small:
+    """Small changes of a model that is good already, in its own subspace, trained on no more samples than decide."""
 
     rank: int
     bits: int
@@ -125,7 +125,7 @@ class _Annealed:
         """The packet."""
         epochs = min(task.epochs, max(_LEAST_EPOCHS, _SEEN // runs.samples_of(task)))
         method = methods.subspace(rank=self.rank, bits=self.bits, rate=_SUBSPACE_RATE)
-        return method(key, deployed, task._replace(epochs=epochs, schedule=cosine, keep="last"))
+        return method(key, deployed, _annealed(task, epochs=epochs))
 
 
 VARIANTS = {
@@ -140,9 +140,9 @@ VARIANTS = {
     "pruning": Variant(_partial("global", from_init=True), restart="always", from_zero=True),
     "pruning_gradual": Variant(_partial("global", from_init=True, fixed_share=0.8), restart="always", from_zero=True),
     "dpu_subspace": Variant(
-        lambda config, same, fresh: _Growing(config),
+        lambda config, same, fresh: _NewStart(config),
         restart="until_sent",
-        small=lambda config: _Annealed(config.rank, config.bits),
+        small=lambda config: _Small(config.rank, config.bits),
     ),
     "iterative": Variant(_partial(fixed_share=0.2), restart="doubled"),
     "magnitude": Variant(

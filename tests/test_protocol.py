@@ -169,6 +169,24 @@ def test_rounds_continue_after_those_whose_files_are_there(partial_rounds, tmp_p
         assert same(found.variables, expected.variables)
 
 
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_plan_decides_by_what_was_sent_also_before_a_start(tmp_path, done):
+    """Rounds that fail to learn send nothing, and the plan is told so, by their files where the rounds are done."""
+    seen = []
+
+    def plan(sent):
+        seen.append(list(sent))
+        return None if len(sent) == 5 else protocol.Stage(np.arange(50), restart=sent[-1:] == (False,))
+
+    if done:
+        run_all(tmp_path / "rounds", METHOD, task_on_digits(), STAGES[:2])
+        run_all(tmp_path / "rounds", METHOD, task_on_digits(learning_rate=0.0), STAGES[:3], done=2)
+    rounds = run_all(tmp_path / "rounds", METHOD, task_on_digits(), plan, done=done)
+    sent = [True, True, False][:done] + [result.sent for result in rounds]
+    assert len(rounds) == 5 - done
+    assert seen == [sent[:number] for number in range(done, 6)]
+
+
 def test_files_that_are_no_chain_are_refused(partial_rounds, tmp_path):
     folder, rounds = partial_rounds
     shutil.copytree(folder, tmp_path / "broken")

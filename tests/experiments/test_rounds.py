@@ -17,6 +17,7 @@ from updcomp.edge import files, store
 from updcomp.protocol import rounds as protocol_rounds
 from updcomp.training import checkpoints, loop, models
 from updcomp.wire.errors import Error, NonFiniteError
+from updcomp.wire.packet import Packet
 
 METHODS = ("fu", "dpu", "pruning")
 
@@ -119,6 +120,34 @@ def test_trainings_that_were_killed_go_on_from_their_own_checkpoints(tmp_path, m
     assert without_times(rounds.run(config, tmp_path / "killed")) == without_times(whole)
 
 
+def test_a_new_start_that_sends_nothing_is_tried_again_also_where_a_run_goes_on(tmp_path, monkeypatch, deliver_here):
+    tried = []
+    run_round = protocol_rounds.run_round
+
+    def nothing(key, deployed, task):
+        return Packet({})
+
+    def watched(key, method, held, task, *, base, update, **options):
+        number = int(update.stem.removeprefix("round-"))
+        tried.append((number, base is not held or number == 0, task.epochs))
+        if number in (2, 3):  # finds nothing better
+            method = nothing
+        return run_round(key, method, held, task, base=base, update=update, **options)
+
+    monkeypatch.setattr(protocol_rounds, "deliver", deliver_here)
+    monkeypatch.setattr(protocol_rounds, "run_round", watched)
+    options = {"methods": ("dpu_subspace",), "rank": 2, "bits": 4, "ratio": 0.3, "sparse_rate": 10.0}
+    whole = rounds.run(little_rounds(rounds=6, **options), tmp_path / "whole")
+    assert [row.metrics["sent"] for row in whole[:5]] == [True, whole[1].metrics["sent"], False, False, True]
+    # 60, 180, 240 and 300 samples; then 360, not more than twice those of the last that was sent
+    assert [is_start for _, is_start, _ in tried] == [True, False, True, True, True, False]
+    assert [row.metrics["restart"] for row in whole] == [True, False, False, False, True, False]
+    for count in (1, 3, 4, 6):
+        rows = rounds.run(little_rounds(rounds=count, **options), tmp_path / "parts")
+    assert without_times(rows) == without_times(whole)
+    assert tried[6:] == tried[:6]
+
+
 def test_a_folder_belongs_to_its_settings_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "run_rounds", None)
     with pytest.raises(TypeError):
@@ -144,9 +173,10 @@ def test_seeds_are_shared_as_methods_are(tmp_path):
     config = little_rounds(methods=("dpu",), rounds=1, seeds=2)
     Results(tmp_path, "rounds", config).claim()
     with runs.alone(tmp_path / "device" / "dpu-seed0.lock", wait=False):
-        thread = threading.Thread(target=rounds.run, args=(config, tmp_path))
+        thread = threading.Thread(target=rounds.run, args=(config, tmp_path), daemon=True)
         thread.start()
-        while not read(tmp_path / "results.jsonl") and thread.is_alive():
+        deadline = time.monotonic() + 60
+        while not read(tmp_path / "results.jsonl") and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [row.identity.seed for row in read(tmp_path / "results.jsonl")] == [1]
     thread.join(60)
@@ -165,9 +195,11 @@ def test_rows_with_a_gap_are_refused(finished, tmp_path):
 def test_rounds_that_another_process_runs_come_last(finished, tmp_path):
     Results(tmp_path, "rounds", little_rounds(methods=("fu", "dpu"))).claim()
     with runs.alone(tmp_path / "device" / "fu-seed0.lock", wait=False):
-        thread = threading.Thread(target=rounds.run, args=(little_rounds(methods=("fu", "dpu")), tmp_path))
+        options = {"args": (little_rounds(methods=("fu", "dpu")), tmp_path), "daemon": True}
+        thread = threading.Thread(target=rounds.run, **options)
         thread.start()
-        while len(read(tmp_path / "results.jsonl")) < 4 and thread.is_alive():
+        deadline = time.monotonic() + 60
+        while len(read(tmp_path / "results.jsonl")) < 4 and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.2)
         assert {row.identity.method for row in read(tmp_path / "results.jsonl")} == {"dpu"}

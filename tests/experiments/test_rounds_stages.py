@@ -7,28 +7,33 @@ import updcomp
 from experiments.rounds_stages import growing
 
 
-def test_growing_sets_are_cumulative_and_restart_when_they_have_more_than_doubled():
+def restarts(plan, sent):
+    """Of every round, where the rounds send what is said."""
+    return [plan(sent[:number]).restart for number in range(len(sent))]
+
+
+def test_sets_are_cumulative_and_end():
     order = np.random.default_rng(0).permutation(100)
-    stages = list(growing(order, initial=10, step=5, rounds=19, restart="doubled"))
-    last = 0
-    for number, stage in enumerate(stages):
-        np.testing.assert_array_equal(stage.samples, order[: 10 + 5 * number])
-        assert stage.restart == (len(stage.samples) > 2 * last)
-        last = len(stage.samples) if stage.restart else last
-    for restart, expected in (("never", False), ("always", True)):
-        stages = growing(order, initial=1, step=1, rounds=3, restart=restart)
-        assert [stage.restart for stage in stages] == [expected] * 3
+    plan = growing(order, initial=10, step=5, rounds=19)
+    for number in range(19):
+        np.testing.assert_array_equal(plan([True] * number).samples, order[: 10 + 5 * number])
+    assert plan([True] * 19) is None
 
 
-def test_a_restart_that_sent_nothing_is_tried_again_with_the_next_samples():
-    sent = []
-    stages = growing(np.arange(9), initial=1, step=1, rounds=9, restart="until_sent", sent=sent)
-    restarts = []
-    for stage, answer in zip(stages, (True, False, False, False, True, True, False, True, True), strict=True):
-        restarts.append(stage.restart)
-        sent.append(answer)
-    # 1 sample is sent; 3 and 4 give nothing, 5 do; 6 to 9 are not more than twice as many
-    assert restarts == [True, False, True, True, True, False, False, False, False]
+@pytest.mark.parametrize(
+    ("restart", "expected"),
+    [
+        ("never", []),
+        ("always", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("doubled", [0, 2, 6]),  # 1, 3 and 7 samples
+        # 3 and 4 samples send nothing, 5 do; 6 to 9 are not more than twice as many
+        ("until_sent", [0, 2, 3, 4]),
+    ],
+)
+def test_training_starts_anew_where_the_rule_says(restart, expected):
+    plan = growing(np.arange(9), initial=1, step=1, rounds=9, restart=restart)
+    sent = [True, False, False, False, True, True, False, True, True]
+    assert restarts(plan, sent) == [number in expected for number in range(9)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Each variant of the rounds experiment: what it trains, selects and starts from."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,8 @@ from tests.experiments.little import little_rounds
 from updcomp import partition, trees
 from updcomp.edge import files
 from updcomp.protocol import rounds as protocol_rounds
+from updcomp.training import loop
+from updcomp.training.optimizers import cosine
 
 RATIO = 0.15
 RANK = 3
@@ -26,7 +29,7 @@ TRAININGS = {
 }
 RESTARTS = {
     **dict.fromkeys(("dpu", "iterative", "magnitude"), "doubled"),
-    "dpu_subspace": "doubled",  # the first round's is sent
+    "dpu_subspace": "doubled",  # as the first round's is sent
     **dict.fromkeys(("pruning", "pruning_gradual"), "always"),
 }
 
@@ -98,6 +101,22 @@ def test_variants_part_where_they_differ(variants):
     assert first["dpu"] == first["dpu_no_restart"]
     apart = VARIANTS.keys() - {"fu_last", "dpu_no_restart"}
     assert len({first[name] for name in apart}) == len(apart)
+
+
+def test_the_help_names_every_variant():
+    (field,) = (field for field in dataclasses.fields(rounds.Config) if field.name == "methods")
+    named = field.metadata["help"] + " ".join(field.default)
+    assert not [name for name in VARIANTS if name not in named]
+
+
+def test_updates_that_are_held_for_long_are_no_lucky_epoch(monkeypatch, tmp_path):
+    """A new start and a small update are of the last epoch, at a rate that falls to zero; others as the flags say."""
+    fit, tasks = loop.fit, []
+    monkeypatch.setattr(
+        loop, "fit", lambda key, task, *rest, **more: tasks.append(task) or fit(key, task, *rest, **more)
+    )
+    rounds.run(little_rounds(methods=("dpu", "dpu_subspace"), rounds=2, rank=RANK, bits=4), tmp_path)
+    assert [(task.keep, task.schedule is cosine) for task in tasks] == [("best", False)] * 4 + [("last", True)] * 3
 
 
 def test_more_weights_move_by_smaller_steps_where_more_data_are_there(tmp_path, monkeypatch):

@@ -1,11 +1,10 @@
 """Rounds: make an update, send it if it is better, apply it on the device, read back what that holds."""
 
 import functools
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +68,10 @@ class Stage(NamedTuple):
     samples: np.ndarray
     restart: bool
     method: Method | None = None
+
+
+Plan = Callable[[Sequence[bool]], Stage | None]
+"""Whether each round so far sent something -> the next stage; None: that was the last."""
 
 
 class NothingSentWarning(UserWarning):
@@ -190,7 +193,7 @@ def run_rounds(
     method: Method,
     first: Copy,
     task: Task,
-    stages: Iterable[Stage],
+    stages: Sequence[Stage] | Plan,
     *,
     folder: str | Path,
     done: int = 0,
@@ -204,8 +207,8 @@ def run_rounds(
       method: makes the packets of all stages that do not name another.
       first: the model that the device was deployed with and keeps: the base of updates after a restart.
       task: how to train; each stage says on which samples.
-      stages: one a round, of all rounds, those done as well. Each is asked for when its round begins, so that an
-        iterator may decide by what the rounds before it gave.
+      stages: one a round; or a function of whether each round so far sent something, which gives the next stage, and
+        None after the last. Of the rounds done, their files say it.
       folder: gets `round-000.upd` and so on; the device's model lies beside the first one, its name ending in `-held`.
       done: how many rounds have their files there; those are replayed, not trained again.
       device: applies the updates.
@@ -228,11 +231,19 @@ def run_rounds(
     def update_of(number: int) -> Path:
         return folder / f"round-{number:03}.upd"
 
-    for variables in replay(map(read, map(update_of, range(done))), first.variables):
+    def next_stage() -> Stage | None:
+        if callable(stages):
+            return stages(tuple(sent))
+        return stages[len(sent)] if len(sent) < len(stages) else None
+
+    before = [read(update_of(number)) for number in range(done)]
+    sent = [bool(api.inspect(update)["blocks"]) for update in before]
+    for variables in replay(before, first.variables):
         held = Copy(variables, held_file)
     if done:
         save(*held)
-    for number, stage in itertools.islice(enumerate(stages), done, None):
+    while (stage := next_stage()) is not None:
+        number = len(sent)
         training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
             jax.random.fold_in(key, number),
@@ -247,6 +258,7 @@ def run_rounds(
         )
         processes.from_first(functools.partial(new.replace, held_file))
         held = Copy(result.variables, held_file)
+        sent.append(result.sent)
         yield result
 
 
