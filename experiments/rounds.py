@@ -154,10 +154,15 @@ def _done(run: Run, entry: Entry) -> list[Row]:
     """Its rows so far, one a round without a gap."""
     wanted = entry.method, entry.setting, run.seed
     rows = [row for row in run.results.rows if (row.identity.method, row.identity.setting, row.identity.seed) == wanted]
+    where = f"{run.results.workdir}/results.jsonl"
     if [row.identity.round for row in rows] != list(range(len(rows))):
         found = ", ".join(str(row.identity.round) for row in rows)
         expected = f"expected the rounds of {entry.name} with seed {run.seed} one after another"
-        raise Error(f"{run.results.workdir}/results.jsonl: {expected}, found {found}; use another --workdir")
+        raise Error(f"{where}: {expected}, found {found}; use another --workdir")
+    for number, row in enumerate(rows):
+        if not isinstance(found := row.metrics.get("sent"), bool):
+            expected = f"expected whether round {number} of {entry.name} with seed {run.seed} was sent"
+            raise Error(f"{where}: {expected}, found {found}; use another --workdir")
     return rows
 
 

@@ -31,7 +31,7 @@ def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart:
       rounds: how many rounds.
       restart: which updates are relative to the first model: "never"; "always"; "doubled", those of round 0 and of
         every round with more than twice the samples of the last such round; or "until_sent", of the last such round
-        that sent something, so that one which gave nothing better is tried again with the next samples.
+        that sent something, so that one which gave nothing better is tried again in the next round but one.
 
     Returns:
       Whether each round so far sent something -> the next `Stage`, as `protocol.run_rounds` takes it.
@@ -42,8 +42,9 @@ def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart:
     Paper: Qu et al., Deep Partial Updating (ECCV 2022), section 4 (re-initialisation).
 
     >>> plan = growing(np.arange(9), initial=1, step=1, rounds=9, restart="until_sent")
-    >>> [plan(sent).restart for sent in ([], [True], [True, True], [True, True, False], [True, True, True])]
-    [True, False, True, True, False]
+    >>> sent = [True, True, False, False, True]
+    >>> [plan(sent[:number]).restart for number in range(5)]
+    [True, False, True, False, True]
     """
     if min(initial, step, rounds) < 1:
         raise Error(f"initial, step and rounds: expected at least 1, found {initial}, {step} and {rounds}")
@@ -55,15 +56,15 @@ def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart:
         expected = f"expected at most {possible}: {initial} samples and {step} more each round of {len(order)} in all"
         raise Error(f"rounds: {expected}; found {rounds}, which need {needed}; use fewer rounds or smaller steps")
 
-    def is_due(size: int, last: int) -> bool:
-        return restart == "always" or (restart != "never" and size > 2 * last)
-
     def plan(sent: Sequence[bool]) -> protocol.Stage | None:
-        last, size = 0, initial
-        for was_sent in sent:
-            if is_due(size, last) and (was_sent or restart != "until_sent"):
-                last = size
+        size, last, has_failed = initial, 0, False  # of the round before
+        for number in range(len(sent) + 1):
+            is_start = restart == "always" or (restart != "never" and size > 2 * last and not has_failed)
+            if number == len(sent):
+                break
+            has_failed = restart == "until_sent" and is_start and not sent[number]
+            last = size if is_start and not has_failed else last
             size += step
-        return protocol.Stage(order[:size], is_due(size, last)) if len(sent) < rounds else None
+        return protocol.Stage(order[:size], is_start) if len(sent) < rounds else None
 
     return plan

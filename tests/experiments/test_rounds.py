@@ -130,7 +130,7 @@ def test_a_new_start_that_sends_nothing_is_tried_again_also_where_a_run_goes_on(
     def watched(key, method, held, task, *, base, update, **options):
         number = int(update.stem.removeprefix("round-"))
         tried.append((number, base is not held or number == 0, task.epochs))
-        if number in (2, 3):  # finds nothing better
+        if number == 2:  # finds nothing better
             method = nothing
         return run_round(key, method, held, task, base=base, update=update, **options)
 
@@ -138,9 +138,10 @@ def test_a_new_start_that_sends_nothing_is_tried_again_also_where_a_run_goes_on(
     monkeypatch.setattr(protocol_rounds, "run_round", watched)
     options = {"methods": ("dpu_subspace",), "rank": 2, "bits": 4, "ratio": 0.3, "sparse_rate": 10.0}
     whole = rounds.run(little_rounds(rounds=6, **options), tmp_path / "whole")
-    assert [row.metrics["sent"] for row in whole[:5]] == [True, whole[1].metrics["sent"], False, False, True]
-    # 60, 180, 240 and 300 samples; then 360, not more than twice those of the last that was sent
-    assert [is_start for _, is_start, _ in tried] == [True, False, True, True, True, False]
+    assert not whole[2].metrics["sent"]
+    assert whole[4].metrics["sent"]
+    # 60, 180 and 300 samples; then 360, not more than twice those of the last that was sent
+    assert [is_start for _, is_start, _ in tried] == [True, False, True, False, True, False]
     assert [row.metrics["restart"] for row in whole] == [True, False, False, False, True, False]
     for count in (1, 3, 4, 6):
         rows = rounds.run(little_rounds(rounds=count, **options), tmp_path / "parts")
@@ -190,6 +191,14 @@ def test_rows_with_a_gap_are_refused(finished, tmp_path):
     path.write_text("".join(lines[:1] + lines[2:]))
     with pytest.raises(Error, match="expected the rounds of fu with seed 0 one after another, found 0, 2, 3"):
         rounds.run(little_rounds(methods=("fu",)), tmp_path / "gap")
+
+
+def test_rows_that_do_not_say_what_was_sent_are_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "unsaid")
+    path = tmp_path / "unsaid" / "results.jsonl"
+    path.write_text(path.read_text().replace('"sent": true', '"sent": null', 1))
+    with pytest.raises(Error, match="expected whether round 0 of fu with seed 0 was sent, found None"):
+        rounds.run(little_rounds(methods=("fu",), rounds=5), tmp_path / "unsaid")
 
 
 def test_rounds_that_another_process_runs_come_last(finished, tmp_path):
