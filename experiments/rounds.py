@@ -160,9 +160,9 @@ def _done(run: Run, entry: Entry) -> list[Row]:
         expected = f"expected the rounds of {entry.name} with seed {run.seed} one after another"
         raise Error(f"{where}: {expected}, found {found}; use another --workdir")
     for number, row in enumerate(rows):
-        if not isinstance(found := row.metrics.get("sent"), bool):
+        if not isinstance(sent := row.metrics.get("sent"), bool):
             expected = f"expected whether round {number} of {entry.name} with seed {run.seed} was sent"
-            raise Error(f"{where}: {expected}, found {found}; use another --workdir")
+            raise Error(f"{where}: {expected}, found {sent}; use another --workdir")
     return rows
 
 
