@@ -129,7 +129,7 @@ def _rounds(run: Run, config: Config, entry: Entry) -> Iterator[int]:
     first = protocol.load(path, start) if rows else protocol.save(start, path)
     checkpoints = run.results.workdir / "checkpoints" / path.stem
     task = run.world.task._replace(epochs=config.epochs * variant.epochs, checkpoints=checkpoints)
-    method = variant.method(config, lambda key: init, run.world.init)
+    method = runs.Guarded(variant.method(config, lambda key: init, run.world.init), run.compact)
     folder = run.results.workdir / "updates" / path.stem
     results = protocol.run_rounds(key, method, first, task, plan, folder=folder, done=len(rows), compact=run.compact)
     before = run.after(rows[-1]) if rows else run.scores(first.variables)
@@ -190,7 +190,7 @@ def _plan(config: Config, order: np.ndarray, variant: Variant | None = None) -> 
     plan = growing(order, restart=variant.restart if variant else "never", **counts)
     if variant is None or variant.small is None:
         return plan
-    small = variant.small(config)
+    small = runs.Guarded(variant.small(config), config.compact)
 
     def with_small(sent: Sequence[bool]) -> protocol.Stage | None:
         stage = plan(sent)

@@ -171,8 +171,7 @@ def entries(config: VariantsConfig) -> list[Entry]:
         raise Error(f"--methods: expected some of {', '.join(VARIANTS)}, found {name}")
     found = [Entry(name, name, _setting(config, name), VARIANTS[name]) for name in config.methods]
     for method, options in settings.keys(config.others, flag="--others", example=_EXAMPLE):
-        made = settings.build("--others", method, options)
-        variant = Variant(_always(runs.Guarded(made, config.compact)), epochs=2)
+        variant = Variant(_always(settings.build("--others", method, options)), epochs=2)
         found.append(Entry(specs.file_name(method, options), method, options, variant))
     return found
 

@@ -255,6 +255,12 @@ def test_another_method_that_diverges_sends_nothing_and_the_rest_goes_on(tmp_pat
     assert "nothing is sent: lower the rate" in caplog.text
 
 
+def test_variants_that_diverge_send_nothing(tmp_path, caplog):
+    config = little_rounds(methods=("fu", "dpu_subspace"), rounds=2, learning_rate=1e30)
+    assert [row.metrics["sent"] for row in rounds.run(config, tmp_path)] == [False] * 4
+    assert caplog.text.count("nothing is sent: ") == 4
+
+
 def test_methods_that_do_not_exist_are_named_before_anything_loads():
     with pytest.raises(Error, match="--others: expected a method of .*, found 'magic'"):
         little_rounds(others=("magic:rank=1",))
