@@ -181,15 +181,14 @@ def conclusion(told: Told, own: Mapping[str, list[Line]]) -> str:
     compared = [kind for kind in KINDS if kind != OWN and any(curve.kind == kind for curve in told.curves)]
     said = []
     for score in told.scores():
-        best = {kind: _best(told, own, kind, told.score.sign * score) for kind in KINDS}
+        at = told.score.sign * score
+        best = {kind: _best(told, own, kind, at) for kind in KINDS}
         ours = best[OWN]
-        if ours is None:
-            said.append(f"No line of our own reaches {told.score.label} {told.score.shown(score)} on every seed.")
-            continue
-        others = [f"{_compared(own, ours, best[kind], told.score.sign * score)} {kind}" for kind in compared]
-        name, size = ours
-        bytes_ = f"{_bound(own[name], told.score.sign * score)}{size:,.0f} bytes ({name})"
-        said.append(f"{told.score.label} {told.score.shown(score)}: {'; '.join([bytes_, *others])}.")
+        first = "not reached by any line of our own on every seed"
+        if ours is not None:
+            first = f"{_bound(own[ours[0]], at)}{ours[1]:,.0f} bytes ({ours[0]})"
+        others = [f"{_compared(own, ours, best[kind], at)} {kind}" for kind in compared]
+        said.append(f"{told.score.label} {told.score.shown(score)}: {'; '.join([first, *others])}.")
     return " ".join(said)
 
 
@@ -203,12 +202,14 @@ def _best(told: Told, own: Mapping[str, list[Line]], kind: str, score: float) ->
     return min(known.items(), key=lambda pair: pair[1]) if known else None
 
 
-def _compared(own: Mapping[str, list[Line]], ours: tuple[str, float], best: tuple[str, float] | None, at: float) -> str:
+def _compared(
+    own: Mapping[str, list[Line]], ours: tuple[str, float] | None, best: tuple[str, float] | None, at: float
+) -> str:
     if best is None:
         return "not reached by any"
-    bounds = [_bound(own[name], at) for name, _ in (ours, best)]
-    if any(bounds):
-        return f"{bounds[1]}{best[1]:,.0f} with {best[0]}, the best"
+    bounds = [_bound(own[found[0]], at) for found in (ours, best) if found is not None]
+    if ours is None or any(bounds):
+        return f"{bounds[-1]}{best[1]:,.0f} with {best[0]}, the best"
     return f"{best[1] / ours[1]:.2f} times as many with {best[0]}, the best"
 
 
