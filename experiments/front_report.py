@@ -207,9 +207,9 @@ def _compared(
 ) -> str:
     if best is None:
         return "not reached by any"
-    bounds = [_bound(own[found[0]], at) for found in (ours, best) if found is not None]
-    if ours is None or any(bounds):
-        return f"{bounds[-1]}{best[1]:,.0f} with {best[0]}, the best"
+    bound = _bound(own[best[0]], at)
+    if ours is None or bound or _bound(own[ours[0]], at):
+        return f"{bound}{best[1]:,.0f} bytes with {best[0]}, the best"
     return f"{best[1] / ours[1]:.2f} times as many with {best[0]}, the best"
 
 
