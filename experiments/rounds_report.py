@@ -195,8 +195,8 @@ def write(workdir: Path, rows: Sequence[Row], *, command: str) -> str:
       The table.
     """
     identity = rows[0].identity
-    settings = [describe(r.identity.setting) for r in rows if r.identity.setting and r.identity.method not in METHODS]
-    title = ", ".join([identity.dataset, identity.model, *settings[:1]])
+    settings = {describe(r.identity.setting) for r in rows if r.identity.setting and r.identity.method not in METHODS}
+    title = ", ".join([identity.dataset, identity.model, *(settings if len(settings) == 1 else ())])
     lines = summarise(rows)
     pictures = [
         Picture("accuracy_over_rounds", lambda panels: draw(panels, rows, title=title), panels=2),
