@@ -14,7 +14,6 @@ from experiments import images, rounds_report, runs, specs
 from experiments.config import anything, command, setting
 from experiments.results import Results, Row
 from experiments.rounds_report import REFERENCE
-from experiments.rounds_stages import growing
 from experiments.rounds_variants import VARIANTS, Entry, Variant, VariantsConfig, as_before, entries
 from experiments.runs import Run
 from experiments.trainings import check_rows, task_of
@@ -61,21 +60,17 @@ def run(config: Config, workdir: Path) -> list[Row]:
       Error: a flag or the folder does not fit; nothing has been trained or written by then.
     """
     results = Results(workdir, "rounds", config)
-    world_of = worlds(config)
+    world_of = functools.lru_cache(maxsize=1)(worlds(config))  # so that one seed's data are on the devices
     compared = [as_before(entry, results.rows) for entry in entries(config)]
     total = config.seeds * len(compared) * config.rounds
-    world_of(0)
+    world_of(0)  # where the data do not fit, nothing is written
     results.claim()
     with runs.progress_bar(total, "round") as progress, runs.quiet():
-
-        @functools.lru_cache(maxsize=1)  # so that one seed's data are on the devices
-        def run_of(seed: int) -> Run:
-            world = world_of(seed)
-            return Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
-
         work = list(itertools.product(range(config.seeds), compared))
         for seed, entry in runs.shared(work, lambda one: _file(workdir, *one).with_suffix(".lock")):
-            for number in _rounds(run_of(seed), config, entry):
+            world = world_of(seed)
+            run = Run(results, world._replace(task=runs.with_progress(world.task, progress)), seed, config.compact)
+            for number in _rounds(run, config, entry):
                 progress.set_postfix_str("", refresh=False)  # its last epoch
                 progress.set_description(f"seed {seed} {entry.name} round {number}")
                 progress.update()
@@ -102,7 +97,7 @@ def worlds(config: Config) -> Worlds:
     if config.validation_samples >= len(test.labels):
         expected = f"expected less than the {len(test.labels)} test images"
         raise Error(f"--validation_samples: {expected}, found {config.validation_samples}; use fewer")
-    _plan(config, np.arange(len(train.labels)))
+    config.plan(np.arange(len(train.labels)))  # says here where there are too few
 
     def world(seed: int) -> World:
         counts = (config.validation_samples, len(test.labels) - config.validation_samples)
@@ -184,11 +179,10 @@ def _of_rows(config: Config, rows: Sequence[Row]) -> Config:
     )
 
 
-def _plan(config: Config, order: np.ndarray, variant: Variant | None = None) -> protocol.Plan:
+def _plan(config: Config, order: np.ndarray, variant: Variant) -> protocol.Plan:
     """When a variant's training starts anew, and what makes the updates between."""
-    counts = {"initial": config.initial_samples, "step": config.step_samples, "rounds": config.rounds}
-    plan = growing(order, restart=variant.restart if variant else "never", **counts)
-    if variant is None or variant.small is None:
+    plan = config.plan(order, variant.restart)
+    if variant.small is None:
         return plan
     small = runs.Guarded(variant.small(config), config.compact)
 

@@ -20,6 +20,11 @@ class ArrivalConfig(Settings):
     initial_samples: int = setting(1_000, "samples of the first round")
     step_samples: int = setting(1_000, "samples that each later round adds")
 
+    def plan(self, order: np.ndarray, restart: str = "never") -> protocol.Plan:
+        """The rounds of these settings, as from `growing`."""
+        counts = {"initial": self.initial_samples, "step": self.step_samples, "rounds": self.rounds}
+        return growing(order, restart=restart, **counts)
+
 
 def growing(order: np.ndarray, *, initial: int, step: int, rounds: int, restart: str = "never") -> protocol.Plan:
     """The stages of rounds whose training set is cumulative: `initial` samples, then `step` more each round.

@@ -73,8 +73,7 @@ def test_more_rounds_and_methods_may_be_added_and_other_settings_not(finished, t
     ]
     report = (workdir / "report.md").read_text()
     assert f"--workdir={workdir} " in report
-    assert "--methods=fu,dpu,pruning,rpu " in report
-    assert "--rounds=5 " in report
+    assert "--rounds=5 --initial_samples=60 --step_samples=60 --methods=fu,dpu,pruning,rpu --ratio=0.05 " in report
     with pytest.raises(Error, match="--ratio: expected 0.05 as in"):
         rounds.run(little_rounds(ratio=0.03), workdir)
     assert read(workdir / "results.jsonl") == rows
@@ -169,16 +168,22 @@ def test_a_resumed_device_keeps_its_first_model(finished, tmp_path, monkeypatch)
     assert first.read_bytes() == before
 
 
+def started(config, workdir, *, rows):
+    """A run in a thread of its own, which has so many rows, or had a minute for them."""
+    thread = threading.Thread(target=rounds.run, args=(config, workdir), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while len(read(workdir / "results.jsonl")) < rows and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return thread
+
+
 def test_seeds_are_shared_as_methods_are(tmp_path):
     """What another process holds is waited for last, of whichever seed it is."""
     config = little_rounds(methods=("dpu",), rounds=1, seeds=2)
     Results(tmp_path, "rounds", config).claim()
     with runs.alone(tmp_path / "device" / "dpu-seed0.lock", wait=False):
-        thread = threading.Thread(target=rounds.run, args=(config, tmp_path), daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while not read(tmp_path / "results.jsonl") and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        thread = started(config, tmp_path, rows=1)
         assert [row.identity.seed for row in read(tmp_path / "results.jsonl")] == [1]
     thread.join(60)
     assert [row.identity.seed for row in read(tmp_path / "results.jsonl")] == [1, 0]
@@ -204,12 +209,7 @@ def test_rows_that_do_not_say_what_was_sent_are_refused(finished, tmp_path):
 def test_rounds_that_another_process_runs_come_last(finished, tmp_path):
     Results(tmp_path, "rounds", little_rounds(methods=("fu", "dpu"))).claim()
     with runs.alone(tmp_path / "device" / "fu-seed0.lock", wait=False):
-        options = {"args": (little_rounds(methods=("fu", "dpu")), tmp_path), "daemon": True}
-        thread = threading.Thread(target=rounds.run, **options)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while len(read(tmp_path / "results.jsonl")) < 4 and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        thread = started(little_rounds(methods=("fu", "dpu")), tmp_path, rows=4)
         time.sleep(0.2)
         assert {row.identity.method for row in read(tmp_path / "results.jsonl")} == {"dpu"}
     thread.join(60)

@@ -224,25 +224,22 @@ def run_rounds(
     processes.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     held, held_file = first, first.file.with_stem(f"{first.file.stem}-held")
     new = first.file.with_stem(f"{first.file.stem}-new")
-
-    def read(path: Path) -> bytes:
-        return processes.from_first(lambda: files.read_bytes(path))
+    plan, sent = _plan_of(stages), list[bool]()
 
     def update_of(number: int) -> Path:
         return folder / f"round-{number:03}.upd"
 
-    def next_stage() -> Stage | None:
-        if callable(stages):
-            return stages(tuple(sent))
-        return stages[len(sent)] if len(sent) < len(stages) else None
+    def done_before() -> Iterator[bytes]:
+        for number in range(done):
+            update = processes.from_first(functools.partial(files.read_bytes, update_of(number)))
+            sent.append(bool(api.inspect(update)["blocks"]))
+            yield update
 
-    before = [read(update_of(number)) for number in range(done)]
-    sent = [bool(api.inspect(update)["blocks"]) for update in before]
-    for variables in replay(before, first.variables):
+    for variables in replay(done_before(), first.variables):
         held = Copy(variables, held_file)
     if done:
         save(*held)
-    while (stage := next_stage()) is not None:
+    while (stage := plan(tuple(sent))) is not None:
         number = len(sent)
         training = None if task.checkpoints is None else Path(task.checkpoints) / f"round-{number:03}"
         result = run_round(
@@ -260,6 +257,10 @@ def run_rounds(
         held = Copy(result.variables, held_file)
         sent.append(result.sent)
         yield result
+
+
+def _plan_of(stages: Sequence[Stage] | Plan) -> Plan:
+    return stages if callable(stages) else lambda sent: stages[len(sent)] if len(sent) < len(stages) else None
 
 
 def replay(updates: Iterable[bytes], first: PyTree) -> Iterator[PyTree]:
